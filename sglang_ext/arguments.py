@@ -1,0 +1,218 @@
+"""Puts the ``--ext-*`` flags on SGLang's parser and lays the config on its record.
+
+Imports neither torch nor SGLang: it works on the argparse parser that SGLang hands over.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sglang_ext import config as ext_config
+from sglang_ext.config import FLAGS, ExtConfig
+from sglang_ext.errors import ConfigError, FlagConflictError, SglangExtError
+
+__all__ = ["CONFIG_ATTRIBUTE", "add_flags", "carry_config", "config_of"]
+
+# Bookkeeping attribute of SGLang's record of arguments; pickled to child processes with it.
+CONFIG_ATTRIBUTE = "_sglang_ext_config"
+_UNSET = object()
+
+
+def add_flags(parser: argparse.ArgumentParser, *, check_always: bool = False) -> None:
+    """Put our flags on ``parser``, and our checks behind its ``parse_args``.
+
+    The checks run where the parser runs, so that a bad value ends like any other wrong flag: one
+    line on stderr, exit code 2, nothing started.
+
+    Args:
+        parser: SGLang's parser, with its own flags on it.
+        check_always: look at model folder and port even when no flag of ours is given.
+    """
+    group = parser.add_argument_group("sglang-ext", "Extension for agent workloads.")
+    for flag in FLAGS:
+        if flag.read is None:
+            group.add_argument(flag.name, action="store_true", help=flag.help)
+        else:
+            group.add_argument(flag.name, metavar=flag.metavar, help=flag.help.replace("%", "%%"))
+
+    plain_parse = parser.parse_args
+
+    def parse_args(args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        parsed = plain_parse(args, namespace)
+        try:
+            if check_always:
+                _check_model(parsed)
+                _check_port(parsed)
+            _complete(parsed, lambda: _given(plain_parse, args, parsed))
+        except SglangExtError as error:
+            parser.exit(error.exit_code, f"sglang-ext: error: {error}\n")
+        return parsed
+
+    parser.parse_args = parse_args  # type: ignore[method-assign,assignment]
+
+
+def carry_config(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    """AROUND hook of ``ServerArgs.from_cli_args``: the record takes the config along."""
+    config = getattr(args, CONFIG_ATTRIBUTE, None)
+    if config is None:
+        config = ext_config.parse(vars(args))
+        if config.active:
+            raise ConfigError(
+                "--ext-* flags were parsed without their checks; parse with the parser's own "
+                "parse_args, as sglang.launch_server and sglang serve do"
+            )
+    record = original(cls, args)
+    setattr(record, CONFIG_ATTRIBUTE, config)
+    return record
+
+
+def config_of(server_args: Any) -> ExtConfig:
+    """The config that travels with SGLang's record of arguments."""
+    config = getattr(server_args, CONFIG_ATTRIBUTE, None)
+    return config if isinstance(config, ExtConfig) else ExtConfig()
+
+
+def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -> None:
+    """Read our flags from ``parsed``, check them, and set the stock flags they need."""
+    config = ext_config.parse(vars(parsed))
+    setattr(parsed, CONFIG_ATTRIBUTE, config)
+    if not config.active:
+        return
+    _check_model(parsed)
+    _check_port(parsed)
+    stock_given = given()
+    ranks = _ranks(parsed)
+    # Page size and the like come first: they are part of what a cached page is.
+    for setting in ext_config.stock_settings(config, ranks=ranks):
+        if setting.overridable and setting.field not in stock_given:
+            setattr(parsed, setting.field, setting.value)
+    folder = None
+    if config.cache.l3_dir:
+        folder = Path(config.cache.l3_dir) / _namespace(parsed)
+    settings = ext_config.stock_settings(config, ranks=ranks, l3_folder=folder)
+    ext_config.check_conflicts(config, settings, stock_given)
+    _check_environment(config)
+    if config.cache.l3_dir and folder:
+        ext_config.prepare_l3_dir(config.cache.l3_dir)
+        ext_config.prepare_l3_dir(str(folder))
+    for setting in settings:
+        if setting.field not in stock_given:
+            setattr(parsed, setting.field, setting.value)
+
+
+def _given(
+    plain_parse: Callable[..., Any], args: Sequence[str] | None, parsed: argparse.Namespace
+) -> dict[str, Any]:
+    """The stock arguments that the user gave himself.
+
+    argparse gives a default only to attributes that the namespace lacks: what still holds our
+    mark after a second parse was not given.
+    """
+    marked = argparse.Namespace(**{name: _UNSET for name in vars(parsed)})
+    plain_parse(args, marked)
+    return {name: value for name, value in vars(marked).items() if value is not _UNSET}
+
+
+def _ranks(parsed: argparse.Namespace) -> int:
+    """Processes that hold KV: attention DP splits the tensor-parallel group, and adds none."""
+    names = ["tp_size", "pp_size"]
+    if not getattr(parsed, "enable_dp_attention", False):
+        names.append("dp_size")
+    return math.prod(getattr(parsed, name, 1) or 1 for name in names)
+
+
+# Arguments that change what the bytes of a KV page mean.
+_PAGE_ARGUMENTS = (
+    *("dtype", "kv_cache_dtype", "quantization", "page_size", "hicache_mem_layout"),
+    *("attention_backend", "tp_size", "pp_size", "dp_size", "revision", "json_model_override_args"),
+)
+
+
+def _namespace(parsed: argparse.Namespace) -> str:
+    """Name of the subfolder for pages that this server may read: 16 hexadecimal digits.
+
+    SGLang's ``file`` backend names a page by its tokens, the served model's name and the rank: a
+    server of another dtype or with other weights would take its bytes for its own.
+    ASSUMPTION: weights whose files keep name, size and time of change are the same.
+    """
+    model = Path(str(getattr(parsed, "model_path", "")))
+    weights = []
+    if model.is_dir():
+        for file in sorted((*model.glob("*.safetensors"), *model.glob("*.json"))):
+            status = file.stat()
+            weights.append((file.name, status.st_size, status.st_mtime_ns))
+        model = model.resolve()
+    arguments = {name: getattr(parsed, name, None) for name in _PAGE_ARGUMENTS}
+    identity = json.dumps([str(model), weights, arguments], sort_keys=True, default=str)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _check_environment(config: ExtConfig) -> None:
+    name = "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"
+    folder = os.environ.get(name)
+    if config.cache.l3_dir and folder and folder != config.cache.l3_dir:
+        raise FlagConflictError(
+            f"{name}={folder} in the environment contradicts --ext-l3-dir {config.cache.l3_dir}, "
+            "and SGLang would follow the environment; unset one of them"
+        )
+
+
+def _check_model(parsed: argparse.Namespace) -> None:
+    path = str(getattr(parsed, "model_path", None) or "")
+    if not _looks_local(path):
+        return
+    try:
+        folder = Path(path).expanduser()
+        present, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--model-path: {path} cannot be opened: {error}") from None
+    if not present:
+        raise ConfigError(
+            f"--model-path: {path} does not exist; give a model folder (sglang-ext model smollm2 "
+            "makes one)"
+        )
+    if is_folder and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"--model-path: {path} holds no config.json, so it is not a model folder; give one "
+            "(sglang-ext model smollm2 makes one)"
+        )
+
+
+def _looks_local(path: str) -> bool:
+    """Whether ``path`` names a folder: not a URL, and not ``organisation/model`` of a hub."""
+    if "://" in path:
+        return False
+    if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
+        return True
+    first, slash, _ = path.partition("/")
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    return bool(slash) and (Path(first).is_dir() or offline) and not _in_hub_cache(path)
+
+
+def _in_hub_cache(name: str) -> bool:
+    home = os.environ.get("HF_HOME") or os.path.join("~", ".cache", "huggingface")
+    hub = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+    return (Path(os.path.expanduser(hub)) / f"models--{name.replace('/', '--')}").is_dir()
+
+
+def _check_port(parsed: argparse.Namespace) -> None:
+    host, port = getattr(parsed, "host", None) or "127.0.0.1", getattr(parsed, "port", None)
+    if not port:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError, UnicodeError, TypeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"--port {port}: cannot listen on {host}:{port} ({why}); end the process that holds "
+            "it, or give another host or port"
+        ) from None

@@ -1,0 +1,394 @@
+"""The ``--ext-*`` flags as one frozen tree, parsed once and carried to every process.
+
+Pure: neither torch nor SGLang is imported. `plugin.py` puts the flags on SGLang's parser,
+calls `parse`, and lays the result on the server's record of arguments, which SGLang pickles
+to each of its processes.
+
+One flag switches a capability on and sets the stock flags it needs (`STOCK_SETTINGS`). A stock
+flag that the user gave himself and that contradicts it is an error that names both.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from sglang_ext.errors import ConfigError, FlagConflictError
+
+__all__ = [
+    "CACHE_RESERVED",
+    "FLAGS",
+    "CacheConfig",
+    "ExtConfig",
+    "Flag",
+    "StockSetting",
+    "check_conflicts",
+    "describe",
+    "format_size",
+    "parse",
+    "parse_size",
+    "parse_tokens",
+    "prepare_l3_dir",
+    "stock_settings",
+]
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{p}B": 1000**i for i, p in enumerate("KMGTP", start=1)},
+    **{f"{p}IB": 1024**i for i, p in enumerate("KMGTP", start=1)},
+}
+_MAX_BYTES = 10**18
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*")
+
+# Pages of this many tokens unless the user says otherwise: the largest page at which a
+# 1,500-token shared prefix still loses less than 5 % to the unfinished page at its end.
+_DEFAULT_PAGE_TOKENS = 64
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``500GB``, ``64MiB``, ``1.5TB`` or a plain number of bytes.
+
+    Decimal units (KB, MB, …) count by 1000, binary ones (KiB, MiB, …) by 1024; case does not
+    matter.
+
+    Raises:
+        ConfigError: not a size, or less than one byte.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = match.group(2).upper() if match else None
+    if match is None or unit not in _UNITS:
+        raise ConfigError(
+            f"{text!r} is not a size; expected a number and a unit such as 500GB, 64MiB or 1.5TB"
+        )
+    size_bytes = int(Decimal(match.group(1)) * _UNITS[unit])
+    if not 1 <= size_bytes <= _MAX_BYTES:
+        raise ConfigError(
+            f"{text!r} is not a size; expected between one byte and 1000 PB, such as 64MiB"
+        )
+    return size_bytes
+
+
+def parse_tokens(text: str) -> int:
+    """A positive number of tokens from ``8192``, ``8k`` or ``1.5M`` (k and M count by 1000).
+
+    Raises:
+        ConfigError: not a positive whole number of tokens.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", text)
+    factor = {"": 1, "k": 1_000, "m": 1_000_000}[match.group(2).lower()] if match else 0
+    tokens = float(match.group(1)) * factor if match else 0.0
+    if tokens < 1 or tokens != int(tokens):
+        raise ConfigError(
+            f"{text!r} is not a number of tokens; expected a positive whole number such as "
+            "8192, 200k or 1.5M"
+        )
+    return int(tokens)
+
+
+def format_size(size_bytes: int) -> str:
+    """``size_bytes`` as people write it: the largest decimal unit that keeps it above one."""
+    value = float(size_bytes)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.4g} {unit}"
+        value /= 1000
+    return f"{value:.4g} TB"
+
+
+def _parse_dir(text: str) -> str:
+    if not text.strip():
+        raise ConfigError("an empty path is not a folder; expected one such as /nvme/kv")
+    try:
+        return str(Path(text).expanduser().absolute())
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(f"{text} is not a path: {error}") from None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One ``--ext-*`` flag: its place in the config, how it is read, and its documentation."""
+
+    name: str
+    field: str
+    help: str
+    read: Callable[[str], Any] | None = None  # None: a switch without a value
+    metavar: str | None = None
+
+    @property
+    def dest(self) -> str:
+        """The attribute that argparse gives the flag."""
+        return self.name.lstrip("-").replace("-", "_")
+
+
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        "--ext-cache",
+        "enabled",
+        "Tiered radix KV cache: device memory (L1), host memory (L2) and, with --ext-l3-dir, disk "
+        "(L3). Sets SGLang's hierarchical cache, its write-through policy and a page of "
+        f"{_DEFAULT_PAGE_TOKENS} tokens.",
+    ),
+    Flag(
+        "--ext-l1-tokens",
+        "l1_tokens",
+        "Capacity of the device tier in tokens, such as 200k. Default: what fits into device "
+        "memory beside the weights.",
+        parse_tokens,
+        "TOKENS",
+    ),
+    Flag(
+        "--ext-l2-size",
+        "l2_bytes",
+        "Host memory of the whole server for the second tier, such as 64GB; its ranks share it "
+        "evenly. Default: twice the device tier.",
+        parse_size,
+        "SIZE",
+    ),
+    Flag(
+        "--ext-l3-dir",
+        "l3_dir",
+        "Folder of the third tier; made with mode 0700 where it is missing. Default: no third "
+        "tier.",
+        _parse_dir,
+        "DIR",
+    ),
+    Flag(
+        "--ext-l3-size",
+        "l3_bytes",
+        "Disk space of the third tier for the whole server, such as 500GB. Needed with "
+        "--ext-l3-dir: a cache without a bound fills its disk.",
+        parse_size,
+        "SIZE",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The tiered cache. Sizes are totals of one server, in bytes; ``None`` means default."""
+
+    enabled: bool = False
+    l1_tokens: int | None = None
+    l2_bytes: int | None = None
+    l3_dir: str | None = None
+    l3_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ExtConfig:
+    """Everything that sglang-ext was asked for; frozen, so that all processes agree."""
+
+    cache: CacheConfig = CacheConfig()
+
+    @property
+    def active(self) -> bool:
+        """Whether any capability was switched on."""
+        return self.cache.enabled
+
+
+def parse(values: Mapping[str, Any]) -> ExtConfig:
+    """The config from raw flag values, keyed by argparse attribute (`Flag.dest`).
+
+    Raises:
+        ConfigError: a value cannot be read, or flags that need one another are not together.
+    """
+    cache: dict[str, Any] = {}
+    for flag in FLAGS:
+        raw = values.get(flag.dest)
+        if raw is None or raw is False:
+            continue
+        try:
+            cache[flag.field] = True if flag.read is None else flag.read(raw)
+        except ConfigError as error:
+            raise ConfigError(f"{flag.name}: {error}") from None
+    config = CacheConfig(**cache)
+    _check_together(config)
+    return ExtConfig(cache=config)
+
+
+def _check_together(cache: CacheConfig) -> None:
+    if not cache.enabled:
+        given = [f.name for f in FLAGS if f.field != "enabled" and getattr(cache, f.field)]
+        if given:
+            raise ConfigError(f"{given[0]} does nothing without --ext-cache; add --ext-cache")
+        return
+    if cache.l3_dir and not cache.l3_bytes:
+        raise ConfigError(
+            "--ext-l3-dir needs --ext-l3-size, such as 500GB: a cache without a bound fills its "
+            "disk"
+        )
+    if cache.l3_bytes and not cache.l3_dir:
+        raise ConfigError("--ext-l3-size needs --ext-l3-dir, the folder of the third tier")
+
+
+def prepare_l3_dir(path: str) -> None:
+    """Make the folder of the third tier, or check that an existing one can be used.
+
+    Raises:
+        ConfigError: not a folder, not ours, open to others, or not writable.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise ConfigError(
+            f"--ext-l3-dir: cannot make or open {path}: {error.strerror}; give a folder that this "
+            "user may write"
+        ) from None
+    if not folder.is_dir():
+        raise ConfigError(f"--ext-l3-dir: {path} is not a folder; give another path")
+    if status.st_uid != os.geteuid():
+        raise ConfigError(
+            f"--ext-l3-dir: {path} belongs to user id {status.st_uid}, and this server runs as "
+            f"{os.geteuid()}; cached prompts must not be shared between users: give a folder of "
+            "your own, or run as its owner"
+        )
+    if status.st_mode & 0o077:
+        raise ConfigError(
+            f"--ext-l3-dir: {path} can be opened by other users (mode "
+            f"{status.st_mode & 0o777:o}), who could read or plant cached prompts; run: chmod 700 "
+            f"{path}"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--ext-l3-dir: {path} is not writable for this user; run: chmod 700 {path}"
+        )
+
+
+@dataclass(frozen=True)
+class StockSetting:
+    """A stock flag that a capability sets.
+
+    ``overridable`` settings are defaults: a value given by the user wins. The others are what
+    the capability stands on: a different value given by the user is a conflict.
+    """
+
+    field: str  # attribute of SGLang's record of arguments
+    value: Any
+    because: str  # the --ext-* flag that asks for it
+    overridable: bool = False
+
+    @property
+    def stock_flag(self) -> str:
+        """The stock flag as typed on the command line."""
+        return "--" + self.field.replace("_", "-")
+
+
+# Stock flags that no value makes compatible with --ext-cache, and why.
+CACHE_RESERVED: dict[str, str] = {
+    "disable_radix_cache": "switches off the prefix cache that --ext-cache tiers",
+    "enable_lmcache": "replaces the cache that --ext-cache installs",
+    "enable_unified_cache_external_linker": "excludes SGLang's hierarchical cache",
+    "radix_cache_backend": "replaces the cache that --ext-cache installs",
+    "enable_hisparse": "cannot share a server with the radix cache",
+}
+
+
+def stock_settings(
+    config: ExtConfig, *, ranks: int, l3_folder: Path | None = None
+) -> tuple[StockSetting, ...]:
+    """The stock flags that ``config`` sets on a server of ``ranks`` processes.
+
+    Args:
+        config: what was asked for.
+        ranks: processes that hold KV. Sizes of a whole server are divided by it, because SGLang's
+            own sizes are per rank.
+        l3_folder: where the pages of this server go; ``--ext-l3-dir`` itself when None.
+    """
+    cache = config.cache
+    if not cache.enabled:
+        return ()
+    settings = [
+        StockSetting("enable_hierarchical_cache", True, "--ext-cache"),
+        StockSetting("hicache_write_policy", "write_through", "--ext-cache"),
+        StockSetting("page_size", _DEFAULT_PAGE_TOKENS, "--ext-cache", overridable=True),
+        StockSetting("enable_cache_report", True, "--ext-cache", overridable=True),
+    ]
+    if cache.l1_tokens:
+        settings.append(StockSetting("max_total_tokens", cache.l1_tokens, "--ext-l1-tokens"))
+    if cache.l2_bytes:
+        # The stock flag counts whole gigabytes (10^9) a rank; the code behind it takes
+        # fractions, and so do we (relied on: see upstream.py).
+        gigabytes = cache.l2_bytes / ranks / 1e9
+        settings.append(StockSetting("hicache_size", gigabytes, "--ext-l2-size"))
+    if cache.l3_dir:
+        settings += [
+            StockSetting("hicache_storage_backend", "file", "--ext-l3-dir"),
+            StockSetting(
+                "hicache_storage_prefetch_policy", "wait_complete", "--ext-l3-dir", overridable=True
+            ),
+            StockSetting(
+                "hicache_storage_backend_extra_config",
+                _l3_extra(cache, ranks, l3_folder),
+                "--ext-l3-dir",
+            ),
+        ]
+    return tuple(settings)
+
+
+def _l3_extra(cache: CacheConfig, ranks: int, folder: Path | None) -> str:
+    return json.dumps(
+        {
+            "file_storage_path": str(folder or cache.l3_dir),
+            "max_size": (cache.l3_bytes or 0) // ranks,
+            # Below this many tokens a look-up on disk costs more than it brings.
+            "prefetch_threshold": _DEFAULT_PAGE_TOKENS,
+        }
+    )
+
+
+def check_conflicts(
+    config: ExtConfig, settings: tuple[StockSetting, ...], given: Mapping[str, Any]
+) -> None:
+    """Refuse stock flags that contradict ``config``.
+
+    Args:
+        config: what was asked for.
+        settings: from `stock_settings`.
+        given: stock arguments that the user gave himself, by attribute.
+
+    Raises:
+        FlagConflictError: names both flags.
+    """
+    if not config.cache.enabled:
+        return
+    for field, why in CACHE_RESERVED.items():
+        if given.get(field):
+            raise FlagConflictError(
+                f"--{field.replace('_', '-')} contradicts --ext-cache: it {why}; drop one of them"
+            )
+    for setting in settings:
+        if setting.overridable or setting.field not in given:
+            continue
+        if given[setting.field] != setting.value:
+            raise FlagConflictError(
+                f"{setting.stock_flag} {given[setting.field]} contradicts {setting.because}, which "
+                f"sets it to {setting.value}; drop one of them"
+            )
+    if config.cache.l3_dir and (given.get("dp_size") or 1) > 1:
+        raise FlagConflictError(
+            f"--dp-size {given['dp_size']} contradicts --ext-l3-dir: SGLang's file backend knows "
+            "no data-parallel rank, and replicas would evict each other's pages; drop one of them"
+        )
+    if (given.get("tokenizer_worker_num") or 1) > 1:
+        raise FlagConflictError(
+            f"--tokenizer-worker-num {given['tokenizer_worker_num']} contradicts --ext-cache: "
+            "SGLang loads no plugins in the extra workers; drop one of them"
+        )
+    if config.cache.l2_bytes and "hicache_ratio" in given:
+        raise FlagConflictError(
+            "--hicache-ratio contradicts --ext-l2-size, which sizes the host tier; drop one of them"
+        )
+
+
+def describe(config: ExtConfig) -> dict[str, Any]:
+    """The config as plain values, for `/server_info` and the log."""
+    return {
+        f"cache_{field.name}": getattr(config.cache, field.name) for field in fields(CacheConfig)
+    }

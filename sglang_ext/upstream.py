@@ -1,0 +1,280 @@
+"""Every SGLang symbol that sglang-ext touches, what it relies on, and the releases tested.
+
+The table is data: nothing of SGLang is imported until `check_symbol` is asked to. A compat test
+and ``sglang-ext doctor`` check each row.
+"""
+
+import importlib
+import importlib.metadata
+import inspect
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+from sglang_ext.errors import CompatibilityError
+
+__all__ = [
+    "RELEASE_OVERRIDE",
+    "SYMBOLS",
+    "TESTED_RELEASES",
+    "TESTED_TORCH",
+    "Symbol",
+    "check_release",
+    "check_symbol",
+    "check_torch",
+    "installed",
+    "resolve",
+]
+
+TESTED_RELEASES = ("0.5.23",)
+# The torch that the tested SGLang names in its metadata, and torchvision's match.
+TESTED_TORCH = "2.14.1"
+RELEASE_OVERRIDE = "SGLANG_EXT_ALLOW_RELEASE"
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """One name of SGLang that we hook, call or read.
+
+    ``parameters`` are those we pass or receive by name or position; others may come and go.
+    """
+
+    path: str  # module:qualified.name
+    relied_on: str
+    parameters: tuple[str, ...] = ()
+
+
+SYMBOLS: tuple[Symbol, ...] = (
+    # --- plugin loading
+    Symbol(
+        "sglang.srt.plugins.hook_registry:HookRegistry.register",
+        "registers a hook by dotted path",
+        ("target", "hook", "hook_type"),
+    ),
+    Symbol(
+        "sglang.srt.plugins.hook_registry:HookRegistry.apply_hooks",
+        "the last thing that load_plugins() calls, outside of its try blocks: wrapped so that "
+        "hooks are verified once they are applied",
+    ),
+    Symbol("sglang.srt.plugins.hook_registry:HookType", "has BEFORE, AFTER, AROUND and REPLACE"),
+    # --- arguments
+    Symbol(
+        "sglang.srt.server_args:ServerArgs.add_cli_args",
+        "static; adds the stock flags to an argparse parser that parses argv next",
+        ("parser",),
+    ),
+    Symbol(
+        "sglang.srt.server_args:ServerArgs.from_cli_args",
+        "class method; builds the record from the parsed namespace; an attribute set on the "
+        "record whose name begins with an underscore survives pickling to child processes",
+        ("args",),
+    ),
+    Symbol(
+        "sglang.srt.utils.common:build_server_info",
+        "returns the dict that /server_info shows",
+        ("server_args", "scheduler_info"),
+    ),
+    Symbol(
+        "sglang.srt.arg_groups.resolution_hooks:register_resolution_hook",
+        "registers fn(server_args, previous) for a named step of argument resolution",
+        ("name",),
+    ),
+    Symbol(
+        "sglang.srt.arg_groups.overrides:declare_resolution",
+        "declares a resolved value without touching the user's input",
+        ("server_args", "source"),
+    ),
+    # --- reference device
+    Symbol(
+        "sglang.srt.platforms.interface:SRTPlatform",
+        "base of out-of-tree platforms; class named by the entry point sglang.srt.platforms",
+    ),
+    Symbol("sglang.srt.platforms.cpu:CpuDeviceMixin", "device operations of a CPU"),
+    Symbol(
+        "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod.apply",
+        "base of our packed linear method; a layer's quant_method may be replaced after loading",
+        ("layer", "x", "bias"),
+    ),
+    Symbol(
+        "sglang.srt.layers.attention.attention_registry:register_attention_backend",
+        "registers a factory runner -> backend by name",
+        ("name",),
+    ),
+    Symbol(
+        "sglang.srt.arg_groups.choices:add_attention_backend_choices",
+        "lets --attention-backend take more names, given as a list",
+    ),
+    Symbol(
+        "sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS",
+        "the registry itself: name -> factory",
+    ),
+    Symbol(
+        "sglang.srt.arg_groups.resolution_hooks:_HOOKS",
+        "the registry of resolution steps: name -> list of functions; read to verify ours",
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.memory_pool:KVWriteLoc.for_batch",
+        "where the new tokens of a batch are written",
+        ("swa_loc",),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.swa_memory_pool:SWAKVPool",
+        "layers_mapping tells a layer's pool; slots are translated between the two",
+    ),
+    Symbol(
+        "sglang.srt.distributed.bootstrap:_bind_threads_if_cpu",
+        "returns the processors of this rank before groups are made",
+        ("device",),
+    ),
+    Symbol(
+        "sglang.srt.distributed.bootstrap:_init_cpu_threads_env",
+        "binds threads; calls sgl_kernel on ARM and where AMX is there",
+        ("local_omp_cpuid", "dist_init_method"),
+    ),
+    Symbol(
+        "sglang.srt.distributed.parallel_state:GroupCoordinator.all_gather_into_tensor",
+        "takes a custom op without a CPU kernel unless the module says it is on a CPU",
+        ("output", "input"),
+    ),
+    Symbol(
+        "sglang.srt.distributed.parallel_state:GroupCoordinator._all_gather_into_tensor",
+        "the same collective without the custom op",
+        ("output", "input"),
+    ),
+    # --- host pools of the hierarchical cache
+    Symbol(
+        "sglang.srt.mem_cache.pool_host.base:HostKVCache.__init__",
+        "base of host pools; pins its memory with CUDA when pin_memory is true",
+        ("pin_memory",),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.pool_host.mha:MHATokenToKVPoolHost.load_to_device_per_layer",
+        "L2 to L1, one layer; its direct I/O backend calls sgl_kernel",
+        ("device_pool", "host_indices", "device_indices", "layer_id", "io_backend", "is_draft"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.pool_host.mha:MHATokenToKVPoolHost.backup_from_device_all_layer",
+        "L1 to L2, all layers; its direct I/O backend calls sgl_kernel",
+        ("device_pool", "host_indices", "device_indices", "io_backend"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.cpp_utils.native_hash:get_native_hash",
+        "keys of pages; compiles C++ with OpenSSL on first use",
+        ("token_ids", "prior_digest", "page_size"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hicache_storage:HiCacheFile",
+        "the file backend; takes file_storage_path and max_size from its extra config",
+        ("storage_config", "file_path"),
+    ),
+)
+
+
+def resolve(path: str) -> Any:
+    """The object at ``module:qualified.name``.
+
+    Raises:
+        CompatibilityError: the module or the name is not there.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        absent = getattr(error, "name", None) or ""
+        if isinstance(error, ModuleNotFoundError) and absent.split(".")[0] != "sglang":
+            raise CompatibilityError(
+                f"{module_name} cannot be imported: {error}; install that package "
+                "(requirements/server.txt names what SGLang needs)"
+            ) from error
+        raise CompatibilityError(
+            f"{path} is not in this SGLang ({error}); sglang-ext was tested with SGLang "
+            f"{', '.join(TESTED_RELEASES)}: install that release"
+        ) from error
+    except (OSError, RuntimeError) as error:  # a broken shared library under it
+        raise CompatibilityError(f"{module_name} cannot be imported: {error}") from error
+    return found
+
+
+def check_symbol(symbol: Symbol) -> None:
+    """Check that ``symbol`` exists and has the parameters that are relied on.
+
+    Raises:
+        CompatibilityError: it moved, or its signature changed.
+    """
+    found = resolve(symbol.path)
+    if not symbol.parameters:
+        return
+    present = inspect.signature(found).parameters
+    missing = [name for name in symbol.parameters if name not in present]
+    if missing:
+        raise CompatibilityError(
+            f"{symbol.path} no longer takes {', '.join(missing)} (it takes "
+            f"{', '.join(present)}); sglang-ext was tested with SGLang "
+            f"{', '.join(TESTED_RELEASES)}: install that release"
+        )
+
+
+def installed(package: str) -> str | None:
+    """The installed version of ``package``, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_release() -> str:
+    """The installed SGLang release, if it is one that was tested.
+
+    ``SGLANG_EXT_ALLOW_RELEASE=<version>`` (or ``any``) lets another one pass; its seams are
+    still checked one by one.
+
+    Raises:
+        CompatibilityError: SGLang is missing or of another release.
+    """
+    release = installed("sglang")
+    tested = ", ".join(TESTED_RELEASES)
+    if release is None:
+        raise CompatibilityError(
+            f"SGLang is not installed; run: pip install --no-deps sglang=={TESTED_RELEASES[-1]}"
+        )
+    if release in TESTED_RELEASES or os.environ.get(RELEASE_OVERRIDE) in (release, "any"):
+        return release
+    raise CompatibilityError(
+        f"SGLang {release} is not a release that sglang-ext was tested with ({tested}); run: pip "
+        f"install --no-deps sglang=={TESTED_RELEASES[-1]}, or set {RELEASE_OVERRIDE}={release} to "
+        "try it"
+    )
+
+
+def check_torch() -> None:
+    """Check that torchvision, which SGLang imports, is the match of the installed torch.
+
+    Raises:
+        CompatibilityError: it is not, and importing it would fail.
+    """
+    torch, torchvision = installed("torch"), installed("torchvision")
+    if torch is None or torchvision is None:
+        missing = "torch" if torch is None else "torchvision"
+        raise CompatibilityError(
+            f"{missing} is not installed; run: pip install torch=={TESTED_TORCH} with its "
+            "matching torchvision"
+        )
+    try:
+        public = Version(torch).public
+    except InvalidVersion:  # a vendor's own scheme: the vendor knows its match
+        return
+    for line in importlib.metadata.requires("torchvision") or ():
+        requirement = Requirement(line)
+        if requirement.name == "torch" and not requirement.specifier.contains(
+            public, prereleases=True
+        ):
+            raise CompatibilityError(
+                f"torch {torch} is not the match of torchvision {torchvision}, which needs "
+                f"{requirement}; run: pip install torch=={TESTED_TORCH} with its matching "
+                "torchvision, or the pair that your device's vendor built"
+            )

@@ -1,0 +1,64 @@
+"""Each symbol of SGLang that is touched is where it was read, and takes what we pass."""
+
+import shutil
+
+import pytest
+
+from sglang_ext import plugin, upstream
+from sglang_ext.errors import CompatibilityError
+
+pytest.importorskip("sglang")
+
+
+@pytest.mark.parametrize("symbol", upstream.SYMBOLS, ids=lambda symbol: symbol.path)
+def test_symbol_is_in_place(symbol):
+    upstream.check_symbol(symbol)
+
+
+def test_every_hook_is_on_a_listed_symbol():
+    listed = {symbol.path for symbol in upstream.SYMBOLS}
+    assert {hook.path for hook in plugin.hooks()} <= listed
+
+
+def test_installed_release_is_a_tested_one():
+    assert upstream.check_release() in upstream.TESTED_RELEASES
+    upstream.check_torch()
+
+
+def test_a_symbol_that_moved_is_named():
+    moved = upstream.Symbol("sglang.srt.server_args:ServerArgs.no_such_method", "nothing")
+    with pytest.raises(CompatibilityError, match="no_such_method"):
+        upstream.check_symbol(moved)
+
+
+def test_a_parameter_that_went_is_named():
+    changed = upstream.Symbol(
+        "sglang.srt.utils.common:build_server_info", "nothing", ("server_args", "colour")
+    )
+    with pytest.raises(CompatibilityError, match="no longer takes colour"):
+        upstream.check_symbol(changed)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="SGLang's helper has to be compiled")
+def test_page_keys_are_those_of_sglangs_helper():
+    from array import array
+
+    from sglang.srt.mem_cache.cpp_utils.native_hash import get_native_hash
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    from sglang_ext.cache.hooks import hash_without_compiler
+
+    try:
+        get_native_hash([1], None, 1)
+    except RuntimeError as error:
+        pytest.skip(f"SGLang's helper cannot be compiled here: {error}")
+    for count in (0, 1, 63, 64, 200):
+        ids = array("q", (token * 7919 % 49_152 for token in range(count)))
+        if count > 100:
+            ids[70] = 2**40  # a page of wide ids between narrow ones
+        for bigram in (False, True):
+            key = RadixKey(ids, is_bigram=bigram, limit=count - 2 if count > 2 else None)
+            for prior in (None, bytes(range(32))):
+                for page in (None, 1, 16, 64):
+                    expected = get_native_hash(key, prior, page)
+                    assert hash_without_compiler(None, key, prior, page) == expected

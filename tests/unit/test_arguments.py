@@ -1,0 +1,190 @@
+"""Our flags on an argparse parser such as SGLang hands over."""
+
+import argparse
+import json
+import pickle
+import socket
+from pathlib import Path
+
+import pytest
+
+from sglang_ext import arguments
+from sglang_ext.config import ExtConfig
+from sglang_ext.errors import ConfigError
+
+
+class Record:
+    """Takes attributes beside its fields, as SGLang's record of arguments does."""
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return str(folder)
+
+
+@pytest.fixture
+def parser():
+    parser = argparse.ArgumentParser(prog="sglang serve")
+    parser.add_argument("--model-path", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--tp-size", type=int, default=1)
+    parser.add_argument("--page-size", type=int, default=None)
+    parser.add_argument("--disable-radix-cache", action="store_true")
+    parser.add_argument("--hicache-write-policy", default="write_through")
+    arguments.add_flags(parser)
+    return parser
+
+
+def refused(parser, argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(argv)
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_help_shows_every_flag(parser):
+    text = parser.format_help()
+    for flag in arguments.FLAGS:
+        assert flag.name in text
+
+
+def test_stock_flags_are_set_and_defaults_give_way(parser, model, tmp_path):
+    argv = ["--model-path", model, "--ext-cache", "--page-size", "16"]
+    parsed = parser.parse_args(argv)
+    assert parsed.enable_hierarchical_cache is True
+    assert parsed.page_size == 16
+    assert parser.parse_args(argv[:3]).page_size == 64
+
+
+def test_without_our_flags_nothing_changes(parser):
+    parsed = parser.parse_args(["--model-path", "anything/at/all", "--disable-radix-cache"])
+    assert parsed.page_size is None
+    assert not hasattr(parsed, "enable_hierarchical_cache")
+
+
+def test_record_carries_the_config_through_pickling(parser, model):
+    parsed = parser.parse_args(["--model-path", model, "--ext-cache", "--ext-l1-tokens", "8k"])
+    record = arguments.carry_config(lambda _cls, _args: Record(), Record, parsed)
+    copy = pickle.loads(pickle.dumps(record))  # noqa: S301 - our own bytes
+    assert arguments.config_of(copy).cache.l1_tokens == 8000
+
+
+def test_record_without_config_is_the_default():
+    assert arguments.config_of(Record()) == ExtConfig()
+
+
+def test_default_given_by_hand_still_conflicts(parser, model, capsys):
+    line = refused(parser, ["--model-path", model, "--ext-cache", "--disable-radix-cache"], capsys)
+    assert "--disable-radix-cache" in line
+    assert "--ext-cache" in line
+
+
+def test_conflict_is_seen_with_the_equals_form_and_an_abbreviation(parser, model, capsys):
+    argv = ["--model-path", model, "--ext-cache", "--hicache-write-p=write_back"]
+    assert "--hicache-write-policy write_back" in refused(parser, argv, capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--ext-cache", "--ext-l2-size", "many"], "--ext-l2-size: 'many' is not a size"),
+        (["--ext-cache", "--ext-l1-tokens=-4"], "--ext-l1-tokens"),
+        (["--ext-l1-tokens", "4k"], "without --ext-cache"),
+        (["--ext-cache", "--ext-l3-dir", "/proc/kv", "--ext-l3-size", "1GB"], "/proc/kv"),
+    ],
+)
+def test_bad_value_is_one_line_and_code_2(parser, model, argv, said, capsys):
+    assert said in refused(parser, ["--model-path", model, *argv], capsys)
+
+
+def test_missing_model_folder(parser, tmp_path, capsys):
+    argv = ["--model-path", str(tmp_path / "nowhere"), "--ext-cache"]
+    assert "does not exist" in refused(parser, argv, capsys)
+
+
+def test_folder_that_is_no_model(parser, tmp_path, capsys):
+    argv = ["--model-path", str(tmp_path), "--ext-cache"]
+    assert "config.json" in refused(parser, argv, capsys)
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/some/model", "~nosuchuser/model"])
+def test_urls_pass_and_unknown_homes_do_not(parser, path, capsys):
+    if "://" in path:
+        assert parser.parse_args(["--model-path", path, "--ext-cache"]).model_path == path
+    else:
+        argv = ["--model-path", path, "--ext-cache"]
+        assert "cannot be opened" in refused(parser, argv, capsys)
+
+
+def test_relative_folder_that_is_missing(parser, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    argv = ["--model-path", "models/absent", "--ext-cache"]
+    assert "does not exist" in refused(parser, argv, capsys)
+
+
+def test_port_that_is_no_port(parser, model, capsys):
+    argv = ["--model-path", model, "--ext-cache", "--port", "99999"]
+    assert "--port 99999" in refused(parser, argv, capsys)
+
+
+def test_checks_without_our_flags_where_they_are_asked_for(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model-path")
+    arguments.add_flags(parser, check_always=True)
+    argv = ["--model-path", str(tmp_path / "nowhere")]
+    assert "does not exist" in refused(parser, argv, capsys)
+
+
+def test_flags_that_nobody_checked_are_not_dropped(parser, model):
+    known, _ = parser.parse_known_args(["--model-path", model, "--ext-cache"])
+    with pytest.raises(ConfigError, match="without their checks"):
+        arguments.carry_config(lambda _cls, _args: Record(), Record, known)
+
+
+def l3_folder(parser, model, folder, *flags):
+    argv = ["--model-path", model, "--ext-cache", "--ext-l3-dir", str(folder)]
+    parsed = parser.parse_args([*argv, "--ext-l3-size", "1GB", *flags])
+    return json.loads(parsed.hicache_storage_backend_extra_config)["file_storage_path"]
+
+
+def test_pages_of_another_model_or_geometry_go_to_another_folder(parser, model, tmp_path):
+    folder = tmp_path / "kv"
+    first = l3_folder(parser, model, folder)
+    assert Path(first).parent == folder
+    assert Path(first).stat().st_mode & 0o777 == 0o700
+    assert l3_folder(parser, model, folder) == first
+    others = {l3_folder(parser, model, folder, "--page-size", "16")}
+    others.add(l3_folder(parser, model, folder, "--tp-size", "2"))
+    (Path(model) / "model.safetensors").write_text("other weights")
+    others.add(l3_folder(parser, model, folder))
+    assert len(others | {first}) == 4
+
+
+def test_hub_name_is_left_to_sglang(parser, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert parser.parse_args(["--model-path", "org/model", "--ext-cache"]).model_path == "org/model"
+
+
+def test_port_in_use(parser, model, capsys):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = str(held.getsockname()[1])
+        line = refused(parser, ["--model-path", model, "--ext-cache", "--port", port], capsys)
+    assert f"--port {port}" in line
+    parser.parse_args(["--model-path", model, "--ext-cache", "--port", port])
+
+
+def test_environment_that_moves_the_l3_folder(parser, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR", "/elsewhere")
+    argv = ["--model-path", model, "--ext-cache", "--ext-l3-dir", str(tmp_path / "kv")]
+    line = refused(parser, [*argv, "--ext-l3-size", "1GB"], capsys)
+    assert "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR" in line
+    assert "--ext-l3-dir" in line

@@ -1,0 +1,178 @@
+"""The flags: sizes, togetherness, conflicts, and what they set."""
+
+import os
+import pickle
+
+import pytest
+
+from sglang_ext import config
+from sglang_ext.errors import ConfigError, FlagConflictError
+
+FULL = {
+    "ext_cache": True,
+    "ext_l1_tokens": "8k",
+    "ext_l2_size": "1GB",
+    "ext_l3_dir": "/nvme/kv",
+    "ext_l3_size": "500GB",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("500GB", 500 * 10**9),
+        ("64MiB", 64 * 2**20),
+        ("1.5tb", 1_500_000_000_000),
+        ("4096", 4096),
+        (" 2 KiB ", 2048),
+        (".5KB", 500),
+    ],
+)
+def test_size_is_read(text, size):
+    assert config.parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "5 parsecs", "1e3", "0", "0.1B", "5G B", "9" * 400]
+)
+def test_bad_size_says_what_was_expected(text):
+    with pytest.raises(ConfigError, match=r"expected .*64MiB"):
+        config.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("8192", 8192), ("200k", 200_000), ("1.5M", 1_500_000)]
+)
+def test_tokens_are_read(text, tokens):
+    assert config.parse_tokens(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "1.5", "k", "8 thousand"])
+def test_bad_tokens_say_what_was_expected(text):
+    with pytest.raises(ConfigError, match="expected a positive whole number"):
+        config.parse_tokens(text)
+
+
+def test_nothing_given_is_nothing_active():
+    parsed = config.parse({})
+    assert not parsed.active
+    assert config.stock_settings(parsed, ranks=1) == ()
+
+
+def test_config_is_frozen_and_survives_pickling():
+    parsed = config.parse(FULL)
+    assert pickle.loads(pickle.dumps(parsed)) == parsed  # noqa: S301 - our own bytes
+    with pytest.raises(AttributeError):
+        parsed.cache.l1_tokens = 1
+
+
+@pytest.mark.parametrize("name", ["ext_l1_tokens", "ext_l2_size", "ext_l3_dir", "ext_l3_size"])
+def test_flag_without_its_capability_is_refused(name):
+    with pytest.raises(ConfigError, match="without --ext-cache"):
+        config.parse({name: FULL[name]})
+
+
+@pytest.mark.parametrize(
+    ("drop", "named"), [("ext_l3_size", "--ext-l3-size"), ("ext_l3_dir", "--ext-l3-dir")]
+)
+def test_third_tier_needs_folder_and_size(drop, named):
+    with pytest.raises(ConfigError, match=named):
+        config.parse({k: v for k, v in FULL.items() if k != drop})
+
+
+def test_bad_value_names_its_flag():
+    with pytest.raises(ConfigError, match="--ext-l2-size: 'lots'"):
+        config.parse({**FULL, "ext_l2_size": "lots"})
+
+
+def settings_of(values, ranks=1):
+    return {s.field: s.value for s in config.stock_settings(config.parse(values), ranks=ranks)}
+
+
+def test_one_flag_sets_the_stock_flags_it_needs():
+    settings = settings_of({"ext_cache": True})
+    assert settings["enable_hierarchical_cache"] is True
+    assert settings["hicache_write_policy"] == "write_through"
+    assert "hicache_storage_backend" not in settings
+    assert "max_total_tokens" not in settings
+
+
+def test_sizes_of_a_server_are_shared_by_its_ranks():
+    settings = settings_of(FULL, ranks=4)
+    assert settings["hicache_size"] == pytest.approx(0.25)
+    assert '"max_size": 125000000000' in settings["hicache_storage_backend_extra_config"]
+    assert settings["max_total_tokens"] == 8000
+
+
+def check(values, given):
+    parsed = config.parse(values)
+    config.check_conflicts(parsed, config.stock_settings(parsed, ranks=1), given)
+
+
+@pytest.mark.parametrize(
+    ("given", "both"),
+    [
+        ({"disable_radix_cache": True}, ("--disable-radix-cache", "--ext-cache")),
+        ({"hicache_write_policy": "write_back"}, ("--hicache-write-policy", "--ext-cache")),
+        ({"hicache_storage_backend": "mooncake"}, ("--hicache-storage-backend", "--ext-l3-dir")),
+        ({"max_total_tokens": 5}, ("--max-total-tokens", "--ext-l1-tokens")),
+        ({"hicache_ratio": 3.0}, ("--hicache-ratio", "--ext-l2-size")),
+        ({"tokenizer_worker_num": 2}, ("--tokenizer-worker-num", "--ext-cache")),
+        ({"dp_size": 2}, ("--dp-size", "--ext-l3-dir")),
+    ],
+)
+def test_conflict_names_both_flags(given, both):
+    with pytest.raises(FlagConflictError) as caught:
+        check(FULL, given)
+    for flag in both:
+        assert flag in str(caught.value)
+
+
+def test_defaults_give_way_to_the_user_and_equal_values_are_no_conflict():
+    check(FULL, {"page_size": 16, "hicache_write_policy": "write_through"})
+
+
+def test_no_capability_no_conflict():
+    check({}, {"disable_radix_cache": True})
+
+
+def test_l3_folder_is_made_for_its_owner_alone(tmp_path):
+    folder = tmp_path / "a" / "kv"
+    config.prepare_l3_dir(str(folder))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    config.prepare_l3_dir(str(folder))
+
+
+def test_l3_folder_that_is_a_file(tmp_path):
+    file = tmp_path / "kv"
+    file.write_text("not a folder")
+    with pytest.raises(ConfigError, match="cannot make or open"):
+        config.prepare_l3_dir(str(file))
+    assert file.read_text() == "not a folder"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o755, 0o750, 0o701])
+def test_l3_folder_open_to_others_is_refused(tmp_path, mode):
+    folder = tmp_path / "kv"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(ConfigError, match=f"chmod 700 {folder}"):
+        config.prepare_l3_dir(str(folder))
+
+
+def test_l3_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match="belongs to user id"):
+        config.prepare_l3_dir(str(tmp_path))
+
+
+def test_every_flag_is_documented_and_lands_in_the_config():
+    fields = set(config.CacheConfig.__dataclass_fields__)
+    assert {flag.field for flag in config.FLAGS} == fields
+    assert all(len(flag.help) > 20 for flag in config.FLAGS)
+
+
+def test_format_size_keeps_the_unit_readable():
+    assert config.format_size(999) == "999 B"
+    assert config.format_size(1_500_000) == "1.5 MB"
+    assert config.format_size(2 * 10**12) == "2 TB"

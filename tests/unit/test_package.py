@@ -1,0 +1,96 @@
+"""The package as a whole: what importing it costs, and where its arrows point."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sglang_ext
+from sglang_ext import errors
+
+PACKAGE = Path(sglang_ext.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# A room may import from those right of it.
+ALLOWED = {
+    "cache": {"errors"},
+    "device": {"errors"},
+    "models": {"errors"},
+    "patching": {"errors", "upstream"},
+    "config": {"errors"},
+    "upstream": {"errors"},
+    "errors": set(),
+    "arguments": {"config", "errors"},
+    "plugin": {"arguments", "cache", "config", "device", "errors", "upstream"},
+    "bench": {"device", "errors", "models"},
+}
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "sglang_ext",
+        "sglang_ext.config",
+        "sglang_ext.arguments",
+        "sglang_ext.plugin",
+        "sglang_ext.upstream",
+        "sglang_ext.cache.keys",
+        "sglang_ext.cli.main",
+        "sglang_ext.models",
+    ],
+)
+def test_import_needs_neither_torch_nor_sglang(module):
+    code = f"import sys; sys.modules['torch'] = sys.modules['sglang'] = None; import {module}"
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "sglang_ext":
+                names = [f"sglang_ext.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.startswith("sglang_ext."):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    allowed = ALLOWED.get(room)
+    if allowed is None:  # the command line stands above all rooms
+        assert room in ("cli", "__init__")
+        return
+    above = {r for r in imported_rooms(path) if r not in allowed | {room, "__version__"}}
+    assert not above, f"{room} imports from {sorted(above)}"
+
+
+def test_py_typed_is_shipped():
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_every_error_is_drawn_and_exported():
+    classes = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.SglangExtError)
+    }
+    assert set(errors.__all__) == classes
+    for name in classes:
+        assert name in (errors.__doc__ or "")
+
+
+def test_version_is_one():
+    from importlib.metadata import version
+
+    assert sglang_ext.__version__ == version("sglang-ext")

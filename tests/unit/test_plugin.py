@@ -1,0 +1,110 @@
+"""The plugin in SGLang's own loader: what is applied, and what an environment changes."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sglang_ext import plugin
+
+pytest.importorskip("sglang")
+
+LOAD = """
+import json
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang_ext import plugin
+from sglang.srt.platforms import current_platform
+print("RESULT", json.dumps({
+    "platform": f"{type(current_platform).__module__}.{type(current_platform).__name__}",
+    "states": {status.name: status.state for status in plugin.seam_statuses()},
+}))
+"""
+
+
+def load(**env):
+    """What SGLang's loader leaves in a fresh process."""
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT")]
+    return result, json.loads(lines[0].removeprefix("RESULT")) if lines else None
+
+
+def test_every_seam_is_applied_on_the_reference_device():
+    result, loaded = load()
+    assert loaded is not None, result.stderr
+    assert loaded["platform"] == plugin.PLATFORM
+    assert set(loaded["states"].values()) == {"applied"}
+    assert {hook.target for hook in plugin.hooks()} <= set(loaded["states"])
+
+
+def test_platform_of_somebody_else_needs_no_device_hooks():
+    # SGLang's own CPU platform is asked for, so the reference platform steps aside.
+    result, loaded = load(SGLANG_USE_CPU_ENGINE="1", SGLANG_EXT_STRICT="0")
+    assert loaded is not None, result.stderr
+    assert loaded["platform"] == "sglang.srt.platforms.cpu.CpuSRTPlatform"
+    needed = {hook.target for hook in plugin.hooks() if not hook.reference_device}
+    states = loaded["states"]
+    assert {name for name, state in states.items() if state == "applied"} == needed
+    assert {states[name] for name in set(states) - needed} == {"not needed"}
+
+
+def test_lenient_on_another_release_is_stock_and_says_so(tmp_path):
+    info = tmp_path / "sglang-0.5.99.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.99\n")
+    result, loaded = load(PYTHONPATH=str(tmp_path), SGLANG_EXT_STRICT="0")
+    assert loaded is not None, result.stderr
+    assert loaded["states"] == {"sglang-ext": "failed"}
+    assert not loaded["platform"].startswith("sglang_ext")
+    result, loaded = load(PYTHONPATH=str(tmp_path))
+    assert loaded is None
+    assert result.returncode == 1
+    assert "SGLang 0.5.99 is not a release" in result.stderr
+
+
+def test_disabled_touches_nothing():
+    result, loaded = load(SGLANG_EXT_DISABLE="1")
+    assert loaded is not None, result.stderr
+    assert loaded["states"] == {}
+    assert not loaded["platform"].startswith("sglang_ext")
+
+
+def wrapped_by(hook, original):
+    """As SGLang's registry wraps an AROUND hook."""
+
+    @functools.wraps(original)
+    def wrapper(*args):
+        return hook(original, *args)
+
+    return wrapper
+
+
+def test_a_hook_is_found_under_the_hooks_of_others():
+    def original():
+        return 1
+
+    def ours(inner):
+        return inner() + 1
+
+    def theirs(inner):
+        return inner() * 10
+
+    chain = wrapped_by(theirs, wrapped_by(ours, original))
+    assert plugin._wraps(chain, ours)
+    assert not plugin._wraps(wrapped_by(theirs, original), ours)
+    assert not plugin._wraps(original, ours)
+
+
+@pytest.mark.parametrize(("value", "off"), [("1", True), ("0", False), ("", False)])
+def test_switch(monkeypatch, value, off):
+    monkeypatch.setenv(plugin.DISABLE, value)
+    assert plugin.disabled() is off
