@@ -1,0 +1,458 @@
+"""The attention backend on SGLang's own pools, layers and batches, against a float64 oracle.
+
+Every slot of a pool starts as NaN: a key read from a slot that is not the request's own shows.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sglang_ext.device.attention import ReferenceAttentionBackend
+
+BOUND = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+DIM, SLOTS = 16, 4096
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    # The tensors are tiny: on a busy machine, threads that wait for each other take 20 x longer.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass
+class Request:
+    """One request: ``cached`` tokens in the pool, ``new`` ones to compute."""
+
+    cached: int
+    new: int
+    seed: int
+
+    @property
+    def tokens(self) -> int:
+        return self.cached + self.new
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scattered(total: int, longest_run: int, seed: int) -> list[int]:
+    """Distinct slots above 0, in runs of 1 to ``longest_run`` consecutive ones."""
+    rng = random.Random(seed)
+    runs, cursor = [], 1
+    while cursor <= total:
+        length = min(rng.randint(1, longest_run), total + 1 - cursor)
+        runs.append(range(cursor, cursor + length))
+        cursor += length
+    rng.shuffle(runs)
+    return [slot for run in runs for slot in run]
+
+
+class World:
+    """A pool, a table and layers of one geometry, and the oracle for them."""
+
+    def __init__(
+        self,
+        *,
+        heads: int = 9,
+        kv_heads: int = 3,
+        dtype: torch.dtype = torch.float32,
+        window: int = -1,
+        layers: int = 1,
+        v_dim: int = DIM,
+        min_run: int = 8,
+        pool=None,
+        **layer_options,
+    ) -> None:
+        self.dtype = dtype
+        self.pool = pool or MHATokenToKVPool(
+            SLOTS - 1, 1, dtype, kv_heads, DIM, layers, "cpu", False, v_head_dim=v_dim
+        )
+        for buffer in self.buffers():
+            buffer.fill_(torch.nan)
+        self.table = ReqToTokenPool(16, 1024, "cpu", False)
+        self.layers = torch.nn.ModuleList(
+            RadixAttention(
+                heads,
+                layer_options.get("head_dim", DIM),
+                0.3,
+                kv_heads,
+                layer_id,
+                v_head_dim=v_dim,
+                sliding_window_size=window,
+                logit_cap=layer_options.get("logit_cap", 0.0),
+            )
+            for layer_id in range(layers)
+        )
+        runner = SimpleNamespace(
+            device="cpu",
+            dtype=dtype,
+            model=self.layers,
+            req_to_token_pool=self.table,
+            token_to_kv_pool=self.pool,
+            model_config=SimpleNamespace(has_attention_sinks=False),
+            spec_algorithm=SpeculativeAlgorithm.NONE,
+        )
+        self.backend = ReferenceAttentionBackend(runner, min_run)
+
+    def buffers(self) -> list[torch.Tensor]:
+        pools = [self.pool]
+        if isinstance(self.pool, SWAKVPool):
+            pools = [self.pool.full_kv_pool, self.pool.swa_kv_pool]
+        found = []
+        for pool in pools:
+            mla = isinstance(pool, MLATokenToKVPool)
+            found += pool.kv_buffer if mla else [*pool.k_buffer, *pool.v_buffer]
+        return found
+
+    def qkv(self, request: Request, layer_id: int = 0) -> tuple[torch.Tensor, ...]:
+        """The request's queries, keys and values at all positions, ``[tokens, heads, dim]``."""
+        layer = self.layers[layer_id]
+        seed, tokens = request.seed * 97 + layer_id * 3, request.tokens
+        return (
+            draw(seed, tokens, layer.tp_q_head_num, layer.qk_head_dim).to(self.dtype),
+            draw(seed + 1, tokens, layer.tp_k_head_num, layer.qk_head_dim).to(self.dtype),
+            draw(seed + 2, tokens, layer.tp_v_head_num, layer.v_head_dim).to(self.dtype),
+        )
+
+    def batch(
+        self,
+        requests: Sequence[Request],
+        slots: Sequence[int],
+        mode: ForwardMode,
+        store: bool = True,
+    ) -> ForwardBatch:
+        """A batch with slots handed out in order; its cached tokens are stored unless told not."""
+        rest, written = list(slots), []
+        for entry, request in enumerate(requests, start=1):
+            own, rest = torch.tensor(rest[: request.tokens]), rest[request.tokens :]
+            self.table.req_to_token[entry, : request.tokens] = own
+            for layer_id, layer in enumerate(self.layers if store else ()):
+                _, k, v = self.qkv(request, layer_id)
+                cached = own[: request.cached]
+                self.pool.set_kv_buffer(layer, cached, k[: request.cached], v[: request.cached])
+            written.append(own[request.cached :])
+        lens = torch.tensor([request.tokens for request in requests])
+        extend = mode != ForwardMode.DECODE
+        return ForwardBatch(
+            forward_mode=mode,
+            batch_size=len(requests),
+            input_ids=torch.zeros(sum(r.new for r in requests), dtype=torch.long),
+            req_pool_indices=torch.arange(1, len(requests) + 1),
+            seq_lens=lens,
+            out_cache_loc=torch.cat(written),
+            seq_lens_sum=int(lens.sum()),
+            extend_seq_lens=torch.tensor([r.new for r in requests]) if extend else None,
+            extend_prefix_lens=torch.tensor([r.cached for r in requests]) if extend else None,
+        )
+
+    def run(self, batch: ForwardBatch, requests: Sequence[Request], **options) -> torch.Tensor:
+        """Output of the last layer, ``[rows, heads * v_dim]``; all layers are run."""
+        self.backend.init_forward_metadata(batch)
+        for layer_id, layer in enumerate(self.layers):
+            parts = [[t[r.cached :] for t in self.qkv(r, layer_id)] for r in requests]
+            q, k, v = (torch.cat(tensors).flatten(1) for tensors in zip(*parts, strict=True))
+            if options.get("without_kv"):
+                k = v = None
+            save = options.get("save_kv_cache", True)
+            with forward_context(ForwardContext(attn_backend=self.backend), forward_batch=batch):
+                out = layer(q, k, v, batch, save_kv_cache=save)
+        return out
+
+    def expected(self, requests: Sequence[Request], layer_id: int = 0) -> torch.Tensor:
+        """Float64 ``[rows, heads * v_dim]``, from dense scores over all positions."""
+        layer, rows = self.layers[layer_id], []
+        group = layer.tp_q_head_num // layer.tp_k_head_num
+        for request in requests:
+            q, k, v = (t.double() for t in self.qkv(request, layer_id))
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+            scores = torch.einsum("qhd,khd->hqk", q[request.cached :], k) * layer.scaling
+            if layer.logit_cap:
+                scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
+            at = torch.arange(request.cached, request.tokens)[:, None]
+            of = torch.arange(request.tokens)[None]
+            hidden = of > at
+            if layer.sliding_window_size >= 0:
+                hidden |= of < at - layer.sliding_window_size
+            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            rows.append(torch.einsum("hqk,khd->qhd", weights, v).flatten(1))
+        return torch.cat(rows)
+
+    def check(self, requests: Sequence[Request], slots: Sequence[int], mode: ForwardMode) -> None:
+        out = self.run(self.batch(requests, slots, mode), requests)
+        assert out.dtype == self.dtype
+        expected = self.expected(requests, len(self.layers) - 1)
+        torch.testing.assert_close(out.double(), expected, atol=BOUND[self.dtype], rtol=0)
+
+
+class Work(TorchDispatchMode):
+    """Counts what is really computed: (query row, key) pairs by head, gathered rows, searches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = self.gathered_tokens = self.searches = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name == "_scaled_dot_product_flash_attention_for_cpu":
+            self.pairs += args[0].shape[1] * args[0].shape[2] * args[1].shape[2]
+        elif name == "bmm":
+            self.pairs += args[0].shape[0] * args[0].shape[1] * args[1].shape[2]
+        elif name in ("index_select", "index"):
+            self.gathered_tokens += args[2].shape[0] if name == "index_select" else 0
+        elif name == "nonzero":
+            self.searches += 1
+        return func(*args, **(kwargs or {}))
+
+
+requests_of_any_mix = st.lists(
+    st.builds(Request, st.integers(0, 90), st.integers(1, 90), st.integers(0, 1000)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    requests=requests_of_any_mix,
+    geometry=st.sampled_from([(9, 3), (4, 4), (8, 1)]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    window=st.one_of(st.just(-1), st.integers(1, 120)),
+    longest_run=st.sampled_from([1, 5, 40, 4000]),
+    min_run=st.sampled_from([1, 8, 256]),
+    decodes=st.integers(0, 3),
+)
+def test_any_batch_matches_the_oracle(
+    requests, geometry, dtype, window, longest_run, min_run, decodes
+):
+    for request in requests[:decodes]:
+        request.new = 1
+    world = World(
+        heads=geometry[0], kv_heads=geometry[1], dtype=dtype, window=window, min_run=min_run
+    )
+    slots = scattered(sum(r.tokens for r in requests), longest_run, seed=7)
+    mode = ForwardMode.MIXED if decodes else ForwardMode.EXTEND
+    world.check(requests, slots, mode)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=8),
+    window=st.one_of(st.just(-1), st.integers(1, 200)),
+    longest_run=st.sampled_from([1, 40, 4000]),
+)
+def test_decode_matches_the_oracle(lengths, window, longest_run):
+    requests = [Request(cached, 1, seed) for seed, cached in enumerate(lengths)]
+    slots = scattered(sum(r.tokens for r in requests), longest_run, seed=3)
+    World(window=window).check(requests, slots, ForwardMode.DECODE)
+
+
+@pytest.mark.parametrize("mode", [ForwardMode.EXTEND, ForwardMode.SPLIT_PREFILL])
+@pytest.mark.parametrize("logit_cap", [0.0, 2.0])
+@pytest.mark.parametrize("v_dim", [8, 16, 24])
+def test_capped_logits_and_values_of_another_width(v_dim, logit_cap, mode):
+    requests = [Request(0, 70, 1), Request(33, 5, 2), Request(70, 1, 3)]
+    World(v_dim=v_dim, logit_cap=logit_cap).check(requests, scattered(179, 9, 1), mode)
+
+
+def test_latent_attention_on_its_own_pool():
+    pool = MLATokenToKVPool(SLOTS - 1, 1, torch.float32, 24, 8, 1, "cpu", False)
+    world = World(heads=4, kv_heads=1, v_dim=24, pool=pool, head_dim=32)
+    layer, request = world.layers[0], Request(40, 3, 5)
+    q, k, _ = world.qkv(request)
+    world.qkv = lambda *_: (q, k, k[..., :24].contiguous())  # values are the first part of keys
+    with get_parallel().override(dcp_enabled=False):
+        world.check([request], scattered(43, 9, 1), ForwardMode.EXTEND)
+    assert layer.v_head_dim != layer.qk_head_dim
+
+
+def test_work_is_new_tokens_times_the_keys_they_see():
+    requests = [Request(300, 4, 1), Request(50, 1, 2), Request(0, 20, 3)]
+    world = World()
+    batch = world.batch(requests, range(1, 376), ForwardMode.MIXED)
+    with Work() as work:
+        world.run(batch, requests)
+    # 9 heads; the kernel may score a new token against a later one, and masks it.
+    assert work.pairs == 9 * (4 * 304 + 51 + 20 * 20)
+
+
+def test_a_window_bounds_the_work():
+    requests = [Request(600, 1, 1)]
+    world = World(window=99)
+    batch = world.batch(requests, range(1, 602), ForwardMode.DECODE)
+    with Work() as work:
+        world.run(batch, requests)
+    assert work.pairs == 9 * 100
+
+
+def test_a_window_bounds_the_work_of_many_new_tokens():
+    requests = [Request(300, 640, 1)]
+    world = World(window=32)
+    batch = world.batch(requests, range(1, 941), ForwardMode.EXTEND)
+    with Work() as work:
+        world.run(batch, requests)
+    # Blocks of 64 rows see themselves and 32 positions; then come sums of values DIM wide.
+    assert work.pairs == 9 * 640 * (32 + 64) + 9 * 640 * DIM
+
+
+def test_consecutive_slots_are_not_copied_and_others_once_a_layer():
+    together, apart = [Request(600, 2, 1)], [Request(600, 2, 1)]
+    world = World(layers=3, min_run=256)
+    batch = world.batch(together, range(1, 603), ForwardMode.EXTEND)
+    with Work() as work:
+        world.run(batch, together)
+    assert (work.gathered_tokens, work.searches) == (0, 1)
+    batch = world.batch(apart, scattered(602, 1, 5), ForwardMode.EXTEND)
+    with Work() as work:
+        world.run(batch, apart)
+    assert (work.gathered_tokens, work.searches) == (3 * 2 * 600, 1)
+
+
+def test_a_request_does_not_feel_its_neighbours():
+    requests = [Request(90, 30, 1), Request(7, 1, 2), Request(0, 64, 3), Request(200, 9, 4)]
+    slots = scattered(sum(r.tokens for r in requests), 12, 2)
+    world = World()
+    together = world.run(world.batch(requests, slots, ForwardMode.MIXED), requests)
+    row = 0
+    for request in requests:
+        own, slots = slots[: request.tokens], slots[request.tokens :]
+        alone = World()
+        out = alone.run(alone.batch([request], own, ForwardMode.MIXED), [request])
+        assert torch.equal(out, together[row : row + request.new])
+        row += request.new
+
+
+@pytest.mark.parametrize("window", [-1, 100])
+@pytest.mark.parametrize("cached", [1, 16, 256, 399])
+def test_a_cached_prefix_changes_nothing_that_can_be_seen(cached, window):
+    slots = scattered(400, 30, 4)
+    cold_world, warm_world = World(window=window), World(window=window)
+    cold, warm = Request(0, 400, 9), Request(cached, 400 - cached, 9)
+    uncached = cold_world.run(cold_world.batch([cold], slots, ForwardMode.EXTEND), [cold])
+    out = warm_world.run(warm_world.batch([warm], slots, ForwardMode.EXTEND), [warm])
+    torch.testing.assert_close(out, uncached[cached:], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("window", [-1, 20])
+def test_new_tokens_are_written_to_their_slots(window):
+    request, slots = Request(30, 12, 6), scattered(42, 5, 6)
+    world = World(window=window)
+    world.run(world.batch([request], slots, ForwardMode.EXTEND), [request])
+    _, k, v = world.qkv(request)
+    assert torch.equal(world.pool.k_buffer[0][slots], k)
+    assert torch.equal(world.pool.v_buffer[0][slots], v)
+
+
+@pytest.mark.parametrize("window", [-1, 20])
+def test_keys_that_another_layer_has_stored_are_read_from_the_pool(window):
+    requests, slots = [Request(30, 12, 6), Request(9, 1, 7)], scattered(52, 5, 6)
+    world = World(window=window)
+    batch = world.batch(requests, slots, ForwardMode.EXTEND)
+    first = world.run(batch, requests)
+    assert torch.equal(world.run(batch, requests, without_kv=True), first)
+
+
+@pytest.mark.parametrize("new", [1, 12])
+@pytest.mark.parametrize("cached", [0, 30])
+@pytest.mark.parametrize("window", [-1, 20])
+def test_keys_that_are_not_stored_are_used_all_the_same(window, cached, new):
+    request = Request(cached, new, 6)
+    world = World(window=window)
+    batch = world.batch([request], scattered(42, 5, 6), ForwardMode.EXTEND)
+    out = world.run(batch, [request], save_kv_cache=False)
+    assert world.pool.k_buffer[0][batch.out_cache_loc].isnan().all()
+    torch.testing.assert_close(out.double(), world.expected([request]), atol=2e-6, rtol=0)
+
+
+def test_rows_of_no_request_are_zero():
+    requests = [Request(3, 2, 1), Request(5, 1, 2)]
+    world = World()
+    batch = world.batch(requests, range(1, 12), ForwardMode.EXTEND)
+    world.backend.init_forward_metadata(batch)
+    q = torch.full((6, 9 * DIM), torch.nan)
+    q[:3] = 1.0
+    k = v = torch.ones(3, 3 * DIM)
+    batch.out_cache_loc = batch.out_cache_loc[:3]
+    layer = world.layers[0]
+    world.backend.forward(q[:3], k.view(3, 3, DIM), v.view(3, 3, DIM), layer, batch)
+    out = world.backend.forward(q, None, None, layer, batch)
+    assert out[:3].isfinite().all()
+    assert torch.equal(out[3:], torch.zeros(3, 9 * DIM))
+
+
+def test_a_request_without_tokens_between_others_leaves_a_zero_row():
+    requests = [Request(30, 1, 1), Request(0, 1, 2), Request(9, 1, 3)]
+    world = World()
+    batch = world.batch(requests, range(1, 43), ForwardMode.DECODE)
+    batch.seq_lens[1] = 0  # what a data-parallel rank pads its batch with
+    out = world.run(batch, requests)
+    assert torch.equal(out[1], torch.zeros(9 * DIM))
+    kept = [requests[0], requests[2]]
+    torch.testing.assert_close(out[[0, 2]].double(), world.expected(kept), atol=2e-6, rtol=0)
+
+
+def test_a_window_pool_keeps_only_the_window():
+    window, request = 20, Request(90, 3, 8)
+    pool = SWAKVPool(
+        size=255,
+        size_swa=63,
+        page_size=1,
+        dtype=torch.float32,
+        head_num=3,
+        head_dim=DIM,
+        swa_attention_layer_ids=[1],
+        full_attention_layer_ids=[0],
+        device="cpu",
+    )
+    slots = scattered(request.tokens, 6, 2)
+    kept = slots[request.cached - window :]
+    mapping = torch.zeros(257, dtype=torch.int64)  # slot 0: dropped from the window pool
+    mapping[kept] = torch.tensor(scattered(len(kept), 4, 3))
+    pool.register_mapping(mapping)
+    world = World(pool=pool, layers=2, window=window)
+    world.layers[0].sliding_window_size = -1
+    for layer_id, positions in ((0, slice(0, 90)), (1, slice(90 - window, 90))):
+        _, k, v = world.qkv(request, layer_id)
+        own = torch.tensor(slots[positions])
+        buffer = pool.full_kv_pool if layer_id == 0 else pool.swa_kv_pool
+        at = own if layer_id == 0 else mapping[own]
+        buffer.k_buffer[0][at], buffer.v_buffer[0][at] = k[positions], v[positions]
+    batch = world.batch([request], slots, ForwardMode.EXTEND, store=False)
+    out = world.run(batch, [request])
+    torch.testing.assert_close(out.double(), world.expected([request], 1), atol=2e-6, rtol=0)
+    new = mapping[slots[request.cached :]]
+    assert torch.equal(pool.swa_kv_pool.k_buffer[0][new], world.qkv(request, 1)[1][90:])
+
+
+def test_cached_keys_are_waited_for_layer_by_layer():
+    requests, waited = [Request(30, 2, 1)], []
+    world = World(layers=3)
+    batch = world.batch(requests, range(1, 33), ForwardMode.EXTEND)
+    world.pool.register_layer_transfer_counter(SimpleNamespace(wait_until=waited.append))
+    world.run(batch, requests)
+    assert list(dict.fromkeys(waited)) == [0, 1, 2]
+
+
+def test_an_idle_batch_needs_no_plan():
+    world = World()
+    batch = world.batch([Request(0, 1, 1)], [1], ForwardMode.EXTEND)
+    batch.forward_mode = ForwardMode.IDLE
+    world.backend.init_forward_metadata(batch)
+    assert world.backend.forward_metadata is None
