@@ -1,0 +1,90 @@
+"""``sglang-ext bench``: ours, the rivals and the physical limit in one run."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from sglang_ext.models import default_folder
+
+__all__ = ["bench"]
+
+
+@click.group()
+def bench() -> None:
+    """Measure ours, the rivals and the physical limit in one run; medians of several rounds."""
+
+
+@bench.command()
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Model folder. Default: smollm2 as made by `sglang-ext model`.",
+)
+@click.option("--prompt-tokens", default=3001, show_default=True, help="Length of each prompt.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds; medians are shown.")
+@click.option(
+    "--workdir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the servers' logs go.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write the figures as one JSON object.",
+)
+def device(
+    model: Path | None, prompt_tokens: int, rounds: int, workdir: Path, json_file: Path | None
+) -> None:
+    """Prefill cold, prefill after a prefix hit, and decode: ours beside torch_native."""
+    from sglang_ext.bench.device import bench_device
+
+    folder = model or default_folder("smollm2")
+    if json_file is not None:  # before minutes of work, not after
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.touch()
+    console = Console(stderr=True)
+    with console.status("") as status:
+
+        def on_step(step: str) -> None:
+            status.update(step)
+            if not console.is_terminal:
+                click.echo(step, err=True)
+
+        result = bench_device(
+            folder, prompt_tokens=prompt_tokens, rounds=rounds, workdir=workdir, on_step=on_step
+        )
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _print_device(result)
+
+
+def _print_device(result: dict[str, Any]) -> None:
+    rival, limit = result["torch_native"], result["limit"]
+    table = Table(title=f"{result['prompt_tokens']} prompt tokens, medians of {result['rounds']}")
+    for heading in ("", "sglang-ext", "torch_native", "machine"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    rows = (
+        ("cold prefill, s", "cold_prefill_s", "{:.3f}"),
+        ("warm prefill (1 new token), s", "warm_prefill_s", "{:.3f}"),
+        ("cold / warm", "ratio", "{:.1f}"),
+        ("decode, tokens/s", "decode_tokens_s", "{:.1f}"),
+    )
+    for title, name, form in rows:
+        at_best = form.format(limit[name]) if name in limit else ""
+        table.add_row(title, form.format(result[name]), form.format(rival[name]), at_best)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    click.echo(
+        f"machine: {limit['gflops']} GFLOP/s of matrix product, {limit['read_gb_s']} GB/s of "
+        "reading; attention and sampling not counted"
+    )

@@ -1,0 +1,156 @@
+"""Writes the pages of ``docs/`` that follow from the code; run by ``make docs``."""
+
+from pathlib import Path
+
+import click
+
+from sglang_ext import plugin, upstream
+from sglang_ext.config import CACHE_RESERVED, FLAGS, parse, stock_settings
+
+__all__ = ["compat_page", "flags_page", "write"]
+
+_GENERATED = "<!-- written by `make docs`; change the code, not this page -->"
+_EXAMPLE = {
+    "ext_cache": True,
+    "ext_l1_tokens": "200k",
+    "ext_l2_size": "64GB",
+    "ext_l3_dir": "/nvme/kv",
+    "ext_l3_size": "500GB",
+}
+
+
+def flags_page() -> str:
+    """``docs/flags.md``: every flag, the stock flags it sets, and what contradicts it."""
+    lines = [
+        "# Flags",
+        "",
+        _GENERATED,
+        "",
+        "On `python -m sglang.launch_server` and `sglang serve`; all off unless given. Sizes take "
+        "a decimal unit (KB, MB, GB, TB: powers of 1000) or a binary one (KiB, MiB, GiB, TiB: "
+        "powers of 1024). Tokens take k and M.",
+        "",
+        "| flag | what it does |",
+        "|---|---|",
+    ]
+    for flag in FLAGS:
+        value = f" {flag.metavar}" if flag.metavar else ""
+        lines.append(f"| `{flag.name}{value}` | {flag.help} |")
+    lines += [
+        "",
+        "## Stock flags that are set",
+        "",
+        "For the example `--ext-cache --ext-l1-tokens 200k --ext-l2-size 64GB --ext-l3-dir "
+        "/nvme/kv --ext-l3-size 500GB` on one rank. A *default* gives way to the stock flag when "
+        "you give it; with the others, giving another value is an error that names both flags.",
+        "",
+        "| stock flag | value | because of | |",
+        "|---|---|---|---|",
+    ]
+    for setting in stock_settings(parse(_EXAMPLE), ranks=1):
+        kind = "default" if setting.overridable else "fixed"
+        lines.append(
+            f"| `{setting.stock_flag}` | `{setting.value}` | `{setting.because}` | {kind} |"
+        )
+    lines += ["", "## Stock flags that contradict `--ext-cache`", ""]
+    for field, why in CACHE_RESERVED.items():
+        lines.append(f"- `--{field.replace('_', '-')}`: {why}.")
+    lines += [
+        "- `--hicache-ratio` together with `--ext-l2-size`: both size the host tier.",
+        "- `--dp-size` above 1 with `--ext-l3-dir`: SGLang's file backend knows no data-parallel "
+        "rank.",
+        "- `--tokenizer-worker-num` above 1: SGLang loads no plugins in the extra workers.",
+        "",
+        "## Environment",
+        "",
+        "| variable | meaning |",
+        "|---|---|",
+        f"| `{plugin.STRICT}=0` | go on when a seam did not take effect; said in the log and in "
+        "`/server_info` |",
+        f"| `{plugin.DISABLE}=1` | stock SGLang |",
+        f"| `{upstream.RELEASE_OVERRIDE}=VERSION` | let a release try that was not tested (`any` "
+        "for every one) |",
+        "| `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: processors of each rank on a CPU, such as "
+        "`0-3\\|4-7`; split evenly when not set |",
+        "",
+        "## Limits",
+        "",
+        "- `sglang serve` takes these flags, but prints its help before it loads plugins: "
+        "`python -m sglang.launch_server --help` lists them.",
+        "- Sizes are those of one server; its ranks share them evenly.",
+        "- Pages go to a subfolder of `--ext-l3-dir` named after the model's files, dtypes, page "
+        "size, layout and ranks, so that no server reads the pages of another kind. "
+        "`--ext-l3-size` bounds one subfolder; those of models that are no longer served stay "
+        "until you delete them.",
+        "- SGLang's `file` backend enforces `--ext-l3-size` a rank, in bytes of page files. With "
+        "MLA models one rank writes for all, so the bound is that rank's share.",
+        "- `--ext-l1-tokens` is per data-parallel replica.",
+        "",
+        "## Verified on",
+        "",
+        "SGLang 0.5.23 on the reference device, 1 and 2 ranks.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def compat_page() -> str:
+    """``docs/compat.md``: tested releases, and every symbol that is touched."""
+    lines = [
+        "# Compatibility",
+        "",
+        _GENERATED,
+        "",
+        "| | tested |",
+        "|---|---|",
+        f"| SGLang | {', '.join(upstream.TESTED_RELEASES)} |",
+        f"| torch | {upstream.TESTED_TORCH} |",
+        "| Python | 3.11 |",
+        "| devices | plain x86-64 CPU (reference device) |",
+        "",
+        f"Another release is refused at start; `{upstream.RELEASE_OVERRIDE}=VERSION` lets it try, "
+        "and each seam below is still checked.",
+        "",
+        "## What is touched",
+        "",
+        "| symbol | relied on |",
+        "|---|---|",
+    ]
+    for symbol in upstream.SYMBOLS:
+        lines.append(f"| `{symbol.path}` | {symbol.relied_on} |")
+    lines += [
+        "",
+        "## Hooks",
+        "",
+        "| target | kind | our function | where |",
+        "|---|---|---|---|",
+    ]
+    for hook in plugin.hooks():
+        where = "reference device" if hook.reference_device else "everywhere"
+        lines.append(f"| `{hook.path}` | {hook.kind} | `{hook.function}` | {where} |")
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "- Signatures are checked by name of parameter; a change of meaning under the same name "
+        "shows only in the integration tests.",
+        "",
+        "## Verified on",
+        "",
+        "`tests/compat` and `sglang-ext doctor` on the releases above.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def write(folder: Path) -> None:
+    """Write the generated pages into FOLDER."""
+    for name, page in (("flags.md", flags_page()), ("compat.md", compat_page())):
+        (folder / name).write_text(page, encoding="utf-8")
+        click.echo(f"written: {folder / name}")
+
+
+if __name__ == "__main__":
+    write()
