@@ -52,6 +52,14 @@ class ReferencePlatform(CpuDeviceMixin, SRTPlatform):
         """Host memory is device memory here: there is nothing to pin it for."""
         return False
 
+    def get_torch_profiler_activity_str(self) -> str:
+        """What ``/start_profile`` calls this device; without an answer it ends the scheduler."""
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        """torch's name for the same."""
+        return torch.profiler.ProfilerActivity.CPU
+
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Settings without which a server cannot run on a CPU without ``sgl_kernel``.
 
