@@ -2,9 +2,9 @@
 
 An agent works through tasks of BFCL in one growing conversation. A turn is: the user's words and
 a listing of the workspace, a call that the server is made to produce (``tool_choice``
-"required", strict schemas), its execution, and the result as a ``tool`` message. One turn ends
-with an answer in words. Before the last turn each agent waits for all others, as a user does who
-comes back after a break: by then the others have taken its place in the upper tiers.
+"required", strict schemas), its execution, and the result as a ``tool`` message. Before the last
+turn each agent waits for all others, as a user does who comes back after a break: by then the
+others have taken its place in the upper tiers.
 
 Messages are only ever appended, so each prompt begins with the one before it, up to the spelling
 of the model's own call, which the chat template writes its way.
@@ -37,6 +37,11 @@ __all__ = [
 ]
 
 
+# Tools that the tasks need least. Without them six turns on three servers stay below ten minutes
+# on two cores: the server without a cache computes the tools again with every request.
+_NOT_OFFERED = frozenset({"du", "echo", "pwd", "rmdir", "touch", "wc"})
+
+
 @dataclass(frozen=True)
 class Workload:
     """What all agents share, and how far their conversations grow.
@@ -50,28 +55,24 @@ class Workload:
     tools: Sequence[Mapping[str, Any]]
     classes: tuple[str, ...]
     turns: int = 6
-    answer_after: int = 3  # in this turn the model also answers in words
-    call_tokens: int = 40
-    answer_tokens: int = 12
-    listing_chars: int = 440
+    call_tokens: int = 32
+    listing_chars: int = 620
     result_chars: int = 600
     context_tokens: int = 6_000
 
-    @property
-    def requests(self) -> int:
-        """Requests of one agent."""
-        return self.turns + (1 if self.turns >= self.answer_after else 0)
-
 
 def workload(turns: int) -> Workload:
-    """The demonstration's workload: BFCL's file system, about 2,200 tokens of system and tools."""
+    """The demonstration's workload: BFCL's file system, about 1,700 tokens of system and tools."""
     classes = ("GorillaFileSystem",)
     system = (
         "You carry out the user's wishes on a file system, one function call at a time. "
         f"{bfcl.class_description(classes[0])} Paths are not accepted where a function asks for a "
         "name in the current directory."
     )
-    return Workload(system, bfcl.tool_schemas(classes), classes, turns)
+    tools = [
+        tool for tool in bfcl.tool_schemas(classes) if tool["function"]["name"] not in _NOT_OFFERED
+    ]
+    return Workload(system, tools, classes, turns)
 
 
 class Agent:
@@ -109,9 +110,7 @@ class Agent:
             if turn == self._load.turns:
                 pause()
             self._messages.append({"role": "user", "content": self._user_text(words, box)})
-            yield self._step(send, turn, 1, box)
-            if turn == self._load.answer_after:
-                yield self._step(send, turn, 2, box)
+            yield self._turn(send, turn, box)
 
     def _script(self) -> Iterator[tuple[str, bfcl.ToolBox]]:
         """The user's words of each turn, with the tools in the state of the task they belong to."""
@@ -135,18 +134,15 @@ class Agent:
     def _full(self) -> bool:
         return self._context_tokens >= self._load.context_tokens
 
-    def _step(
-        self, send: Callable[[Mapping[str, Any]], Answer], turn: int, step: int, box: bfcl.ToolBox
+    def _turn(
+        self, send: Callable[[Mapping[str, Any]], Answer], turn: int, box: bfcl.ToolBox
     ) -> Exchange:
-        # "auto" and not "none" where words are asked for: with "none" SGLang leaves the tools
-        # out of the prompt, and no prefix would be shared with the turns before.
-        wants_call = step == 1
         body = {
             "model": "default",
             "messages": list(self._messages),
             "tools": self._load.tools,
-            "tool_choice": "required" if wants_call else "auto",
-            "max_tokens": self._load.call_tokens if wants_call else self._load.answer_tokens,
+            "tool_choice": "required",
+            "max_tokens": self._load.call_tokens,
             "temperature": 0,
             "seed": 0,
             # One call a turn: behind its end the grammar would let the model talk on.
@@ -155,7 +151,7 @@ class Agent:
         answer = send(body)
         self._context_tokens = answer.tokens.prompt + len(answer.output_ids)
         self._take(answer, box)
-        return Exchange(self.number, turn, step, body, answer)
+        return Exchange(self.number, turn, body, answer)
 
     def _take(self, answer: Answer, box: bfcl.ToolBox) -> None:
         """Append the answer and the results of its calls to the conversation."""
@@ -229,7 +225,7 @@ def replay(
     def again(index: int, number: int) -> Iterator[Exchange]:
         mine = [old for old in recorded if old.agent == number]
         for old in mine:
-            if old.turn == mine[-1].turn and old.step == 1:
+            if old.turn == mine[-1].turn:
                 pause.wait(index)
             yield replace(old, answer=ask(client, old.body))
 

@@ -90,18 +90,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request with its answer, and its place: agent, turn, and step within the turn."""
+    """One request with its answer, and its place: agent and turn."""
 
     agent: int
     turn: int
-    step: int
     body: Mapping[str, Any]
     answer: Answer
 
     @property
     def place(self) -> str:
         """The place in words, for messages."""
-        return f"agent {self.agent}, turn {self.turn}, request {self.step}"
+        return f"agent {self.agent}, turn {self.turn}"
 
 
 def make_client(base_url: str) -> "OpenAI":

@@ -211,7 +211,7 @@ def run_demo(settings: Settings, screen: Screen, on_run: Callable[[str, Run], No
     tasks = bfcl.load_tasks(load.classes)
     numbers = range(1, settings.agents + 1)
     agents = [Agent(number, settings.agents, tasks, load) for number in numbers]
-    total = settings.agents * load.requests
+    total = settings.agents * load.turns
     settings.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     with _fresh_folder(settings.workdir) as l3_dir:

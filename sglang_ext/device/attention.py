@@ -347,7 +347,9 @@ class ReferenceAttentionBackend(AttentionBackend):
         key = (task.request.first_row, self._in_window_pool(task.layer), first, end)
         found = task.plan.segments.get(key)
         if found is None:
-            found = find_segments(self._slots(task)[first:end], self._min_run_tokens)
+            found = find_segments(
+                self._slots(task)[first:end], self._min_run_tokens, torch.get_num_threads()
+            )
             task.plan.segments[key] = found
         return found
 

@@ -57,7 +57,7 @@ class ReferencePlatform(CpuDeviceMixin, SRTPlatform):
         return "CPU"
 
     def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
-        """torch's name for the same."""
+        """The same, as a member of torch's enumeration."""
         return torch.profiler.ProfilerActivity.CPU
 
     def apply_server_args_defaults(self, server_args: Any) -> None:

@@ -113,12 +113,16 @@ class Workspace:
         return torch.index_select(cache, 0, slots, out=out)
 
 
-def find_segments(slots: Tensor, min_run_tokens: int = MIN_RUN_TOKENS) -> Segments:
+def find_segments(
+    slots: Tensor, min_run_tokens: int = MIN_RUN_TOKENS, multiple: int = 1
+) -> Segments:
     """Splits slots into long runs of consecutive ones and the rest.
 
     Args:
         slots: ``[tokens]`` int32 or int64, one token at least.
         min_run_tokens: shorter runs go to the rest, unless everything is one run.
+        multiple: one of several runs is cut to a multiple of this many tokens, so that it splits
+            evenly over threads; what is cut off is attended to with the rest.
 
     Returns:
         Segments that hold each slot exactly once.
@@ -128,7 +132,11 @@ def find_segments(slots: Tensor, min_run_tokens: int = MIN_RUN_TOKENS) -> Segmen
     if not breaks:
         return Segments(((int(slots[0]), tokens),), None)
     bounds = [0, *breaks, tokens]
-    long = [(start, end) for start, end in pairwise(bounds) if end - start >= min_run_tokens]
+    long = [
+        (start, end - (end - start) % multiple)
+        for start, end in pairwise(bounds)
+        if end - start >= max(min_run_tokens, multiple)
+    ]
     if not long:
         return Segments((), slots)
     gathered = torch.ones(tokens, dtype=torch.bool)

@@ -43,15 +43,10 @@ def test_messages_are_only_ever_appended() -> None:
         assert after.body["tools"] == before.body["tools"]
 
 
-def test_each_turn_asks_for_a_call_and_one_for_words() -> None:
-    load = workload(6)
-    exchanges = run(answering(Call("c1", "pwd", "{}")), load)
-    assert [(one.turn, one.step) for one in exchanges] == [
-        (1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (5, 1), (6, 1),
-    ]  # fmt: skip
-    assert len(exchanges) == load.requests
-    assert {one.body["tool_choice"] for one in exchanges if one.step == 1} == {"required"}
-    assert {one.body["tool_choice"] for one in exchanges if one.step == 2} == {"auto"}
+def test_each_turn_asks_for_a_call() -> None:
+    exchanges = run(answering(Call("c1", "pwd", "{}")), workload(6))
+    assert [one.turn for one in exchanges] == [1, 2, 3, 4, 5, 6]
+    assert {one.body["tool_choice"] for one in exchanges} == {"required"}
 
 
 def test_calls_are_executed_and_their_results_go_back() -> None:
@@ -73,7 +68,7 @@ def test_a_call_that_cannot_be_read_is_answered_with_an_error(
     call, result = exchanges[1].body["messages"][2:4]
     assert call["tool_calls"][0]["function"] == {"name": "find", "arguments": "{}"}
     assert said in json.loads(result["content"])["error"]
-    assert len(exchanges) == workload(6).requests
+    assert len(exchanges) == workload(6).turns
 
 
 def test_results_are_cut_and_a_full_context_stops_growing() -> None:
@@ -108,7 +103,7 @@ def test_runs_go_on_together_and_each_begins_after_the_first_answer_of_the_one_b
             log.append(f"{number}.{turn}")
             if turn == 2:
                 both.wait()  # passes only while the two are running at the same time
-            yield Exchange(number, turn, 1, {}, answering()({}))
+            yield Exchange(number, turn, {}, answering()({}))
 
     done = _at_once([of(1), of(2)], lambda exchange: None, _Break(2))
     assert [(one.agent, one.turn) for one in done] == [(1, 1), (1, 2), (2, 1), (2, 2)]
@@ -124,7 +119,7 @@ def test_each_agent_waits_for_all_others_before_its_last_turn() -> None:
         answering(), lambda: log.append(("pause", list(turns)))
     ):
         turns.append(exchange.turn)
-    assert log == [("pause", [1, 2, 3, 3, 4, 5])]
+    assert log == [("pause", [1, 2, 3, 4, 5])]
 
 
 def test_agents_come_back_from_their_break_one_after_another() -> None:
@@ -132,12 +127,12 @@ def test_agents_come_back_from_their_break_one_after_another() -> None:
     log: list[str] = []
 
     def of(index: int) -> Iterator[Exchange]:
-        yield Exchange(index, 1, 1, {}, answering()({}))
+        yield Exchange(index, 1, {}, answering()({}))
         pause.wait(index)
         log.append(f"{index} back")
         time.sleep(0.05)  # another one that did not wait would come in between
         log.append(f"{index} answered")
-        yield Exchange(index, 2, 1, {}, answering()({}))
+        yield Exchange(index, 2, {}, answering()({}))
 
     _at_once([of(0), of(1), of(2)], lambda exchange: None, pause)
     assert log == [f"{index} {what}" for index in range(3) for what in ("back", "answered")]
@@ -147,7 +142,7 @@ def test_a_failure_wakes_the_agents_that_wait_for_the_last_turn() -> None:
     pause = _Break(2)
 
     def waiting() -> Iterator[Exchange]:
-        yield Exchange(1, 1, 1, {}, answering()({}))
+        yield Exchange(1, 1, {}, answering()({}))
         pause.wait(0)
 
     def failing() -> Iterator[Exchange]:
@@ -189,10 +184,10 @@ def test_after_a_failure_nobody_waits_for_the_others_and_they_end_with_their_req
     asked_for_more: list[int] = []
 
     def slow() -> Iterator[Exchange]:
-        yield Exchange(1, 1, 1, {}, answering()({}))
+        yield Exchange(1, 1, {}, answering()({}))
         under_way.set()
         answered.wait(10)
-        yield Exchange(1, 2, 1, {}, answering()({}))
+        yield Exchange(1, 2, {}, answering()({}))
         asked_for_more.append(3)
 
     def failing() -> Iterator[Exchange]:

@@ -26,7 +26,7 @@ FIELDS = [
 def made(*tokens: Tokens, ttft: Sequence[float] = (1.0, 3.0)) -> Run:
     return Run(
         [
-            Exchange(1, turn, 1, {}, Answer("", (), "stop", (1,), (2,), one, seconds, seconds))
+            Exchange(1, turn, {}, Answer("", (), "stop", (1,), (2,), one, seconds, seconds))
             for turn, (one, seconds) in enumerate(zip(tokens, ttft, strict=True), start=1)
         ]
     )

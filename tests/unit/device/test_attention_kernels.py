@@ -40,20 +40,22 @@ def reference(q, k, v, visible, scale, cap=0.0):
 @given(
     pieces=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=8),
     min_run=st.integers(1, 10),
+    multiple=st.integers(1, 4),
 )
-def test_segments_hold_each_slot_once_and_no_short_run(pieces, min_run):
+def test_segments_hold_each_slot_once_and_no_short_run(pieces, min_run, multiple):
     slots, cursor = [], 1
     for length, gap in pieces:
         cursor += 3 if gap else 0
         slots += range(cursor, cursor + length)
         cursor += length
-    found = find_segments(torch.tensor(slots, dtype=torch.int32), min_run)
+    found = find_segments(torch.tensor(slots, dtype=torch.int32), min_run, multiple)
     rest = [] if found.rest is None else found.rest.tolist()
     runs = [slot for first, tokens in found.runs for slot in range(first, first + tokens)]
     assert sorted(runs + rest) == slots
     assert found.rest is None or rest
     if rest or len(found.runs) > 1:
-        assert all(tokens >= min_run for _, tokens in found.runs)
+        assert all(tokens > min_run - multiple for _, tokens in found.runs)
+        assert all(tokens % multiple == 0 for _, tokens in found.runs)
 
 
 def test_one_run_is_read_in_place_however_short():
