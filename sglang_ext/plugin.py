@@ -9,12 +9,14 @@ so in the log, and shows it in ``/server_info``. ``SGLANG_EXT_DISABLE=1`` is sto
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext import __version__, upstream
 from sglang_ext.errors import CompatibilityError, HookError
+from sglang_ext.serve_help import load_plugins_before_help
 
 if TYPE_CHECKING:
     import argparse
@@ -223,7 +225,10 @@ def activate_platform() -> str | None:
     Returns:
         The platform's class as a dotted path, or None where SGLang knows the device itself.
     """
-    if disabled() or os.environ.get("SGLANG_USE_CPU_ENGINE", "0") == "1" or _known_device():
+    if disabled():
+        return None
+    load_plugins_before_help(sys.argv)
+    if os.environ.get("SGLANG_USE_CPU_ENGINE", "0") == "1" or _known_device():
         return None
     try:
         upstream.check_release()

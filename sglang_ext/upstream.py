@@ -78,6 +78,11 @@ SYMBOLS: tuple[Symbol, ...] = (
         ("server_args", "scheduler_info"),
     ),
     Symbol(
+        "sglang.cli.serve:_print_llm_help",
+        "prints the flags for sglang serve --help; plugins are not loaded by then",
+        ("_request",),
+    ),
+    Symbol(
         "sglang.srt.arg_groups.resolution_hooks:register_resolution_hook",
         "registers fn(server_args, previous) for a named step of argument resolution",
         ("name",),

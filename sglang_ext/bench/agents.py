@@ -1,10 +1,10 @@
 """Tool-using agents on the ``openai`` client: they ask, execute the calls, and tell the results.
 
-An agent works through tasks of BFCL in one growing conversation. A turn is: the user's words and
-a listing of the workspace, a call that the server is made to produce (``tool_choice``
-"required", strict schemas), its execution, and the result as a ``tool`` message. Before the last
-turn each agent waits for all others, as a user does who comes back after a break: by then the
-others have taken its place in the upper tiers.
+An agent works through tasks of BFCL in one growing conversation. A turn is: the user's words (in
+later turns with a listing of the workspace), a call that the server is made to produce
+(``tool_choice`` "required", strict schemas), its execution, and the result as a ``tool`` message.
+Before the last turn each agent waits for all others, as a user does who comes back after a break:
+by then the others have taken its place in the upper tiers.
 
 Messages are only ever appended, so each prompt begins with the one before it, up to the spelling
 of the model's own call, which the chat template writes its way.
@@ -56,8 +56,9 @@ class Workload:
     classes: tuple[str, ...]
     turns: int = 6
     call_tokens: int = 32
-    listing_chars: int = 620
-    result_chars: int = 600
+    listing_from: int = 4  # in this turn and later ones the user shows a listing
+    listing_chars: int = 1_250
+    result_chars: int = 300
     context_tokens: int = 6_000
 
 
@@ -109,7 +110,7 @@ class Agent:
         for turn, (words, box) in enumerate(self._script(), start=1):
             if turn == self._load.turns:
                 pause()
-            self._messages.append({"role": "user", "content": self._user_text(words, box)})
+            self._messages.append({"role": "user", "content": self._user_text(turn, words, box)})
             yield self._turn(send, turn, box)
 
     def _script(self) -> Iterator[tuple[str, bfcl.ToolBox]]:
@@ -124,8 +125,8 @@ class Agent:
                     yield words, box
                     done += 1
 
-    def _user_text(self, words: str, box: bfcl.ToolBox) -> str:
-        if self._full:
+    def _user_text(self, turn: int, words: str, box: bfcl.ToolBox) -> str:
+        if self._full or turn < self._load.listing_from:
             return words
         listing = box.call("find", {"path": "."})[: self._load.listing_chars]
         return f"{words}\n\nThe workspace now (cut after {len(listing)} characters): {listing}"

@@ -16,7 +16,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from sglang_ext.bench.agents import Agent, replay, run_agents, workload
 from sglang_ext.bench.answers import Exchange, Tokens, make_client
 from sglang_ext.bench.compare import Comparison, compare
 from sglang_ext.bench.server import ServerProcess, sglang_command
-from sglang_ext.errors import DemoError
+from sglang_ext.errors import DemoError, ServerError
 
 __all__ = ["WARM_SHARE", "Outcome", "Run", "Screen", "Settings", "run_demo"]
 
@@ -228,24 +229,28 @@ def run_demo(settings: Settings, screen: Screen, on_run: Callable[[str, Run], No
             )
             server.kill()
 
-        with _server(settings, "same L3 folder", flags, screen) as server:
-            client = make_client(server.base_url)
-            with screen.serving("replay after the kill", total) as done:
-                warm = Run(replay(client, tiered.exchanges, done))
-            on_run("Restarted on the same L3 folder", warm)
-            server.kill()
+        # Room for all agents at once, and no more: by default the pool takes most of the memory.
+        # It starts together with the other one, most of whose start is imports on one processor,
+        # and sleeps until it is asked.
+        room = str(settings.agents * _CONTEXT_TOKENS)
+        plain_flags = ("--disable-radix-cache", "--max-total-tokens", room, "--sleep-on-idle")
+        reference = _make_server(settings, "no prefix cache", (*plain_flags, *_COMMON_FLAGS))
+        with _starting_meanwhile(reference) as started:
+            with _server(settings, "same L3 folder", flags, screen) as server:
+                client = make_client(server.base_url)
+                with screen.serving("replay after the kill", total) as done:
+                    warm = Run(replay(client, tiered.exchanges, done))
+                on_run("Restarted on the same L3 folder", warm)
+                server.kill()
 
-    # Room for all agents at once, and no more: by default the pool takes most of the memory.
-    room = str(settings.agents * _CONTEXT_TOKENS)
-    plain_flags = ("--disable-radix-cache", "--max-total-tokens", room, *_COMMON_FLAGS)
-    with _server(settings, "no prefix cache", plain_flags, screen) as server:
-        client = make_client(server.base_url)
-        with screen.serving("replay without a cache", total) as done:
-            plain = Run(replay(client, tiered.exchanges, done))
-        on_run("No prefix cache", plain)
-        gap = _gap_from(server)
-        tiered_equal, warm_equal = (compare(_pairs(plain, run), gap) for run in (tiered, warm))
-        server.kill()
+            started()
+            client = make_client(reference.base_url)
+            with screen.serving("replay without a cache", total) as done:
+                plain = Run(replay(client, tiered.exchanges, done))
+            on_run("No prefix cache", plain)
+            gap = _gap_from(reference)
+            tiered_equal, warm_equal = (compare(_pairs(plain, run), gap) for run in (tiered, warm))
+            reference.kill()
     return Outcome(tiered, warm, plain, tiered_equal, warm_equal)
 
 
@@ -259,19 +264,50 @@ def _fresh_folder(workdir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _make_server(
+    settings: Settings,
+    what: str,
+    flags: Sequence[str],
+    on_wait: Callable[[float], None] | None = None,
+) -> ServerProcess:
+    return ServerProcess(
+        lambda port: sglang_command(settings.model, port, *flags),
+        log=settings.workdir / f"server-{what.replace(' ', '-')}.log",
+        on_wait=on_wait,
+    )
+
+
 @contextmanager
 def _server(
     settings: Settings, what: str, flags: Sequence[str], screen: Screen
 ) -> Iterator[ServerProcess]:
     with screen.starting(f"server: {what}") as waiting:
-        server = ServerProcess(
-            lambda port: sglang_command(settings.model, port, *flags),
-            log=settings.workdir / f"server-{what.replace(' ', '-')}.log",
-            on_wait=waiting,
-        )
+        server = _make_server(settings, what, flags, waiting)
         server.start()
-    try:
+    with _stopped_at_the_end(server):
         yield server
+
+
+@contextmanager
+def _starting_meanwhile(server: ServerProcess) -> Iterator[Callable[[], None]]:
+    """Start ``server`` in a thread; the function waits until it serves."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        start = pool.submit(server.start)
+        try:
+            with _stopped_at_the_end(server):
+                yield start.result
+        finally:
+            # An error or Ctrl-C before it served: end it, and then the thread that waits for it.
+            server.kill()
+            with suppress(ServerError):
+                start.result()
+            server.kill()
+
+
+@contextmanager
+def _stopped_at_the_end(server: ServerProcess) -> Iterator[None]:
+    try:
+        yield
     except DemoError as error:
         if server.running:
             raise

@@ -75,8 +75,9 @@ def flags_page() -> str:
         "",
         "## Limits",
         "",
-        "- `sglang serve` takes these flags, but prints its help before it loads plugins: "
-        "`python -m sglang.launch_server --help` lists them.",
+        "- With `SGLANG_PLATFORM` naming another platform, `sglang serve --help` does not list "
+        "these flags, because SGLang prints it before it loads plugins; "
+        "`python -m sglang.launch_server --help` does.",
         "- Sizes are those of one server; its ranks share them evenly.",
         "- Pages go to a subfolder of `--ext-l3-dir` named after the model's files, dtypes, page "
         "size, layout and ranks, so that no server reads the pages of another kind. "

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sglang_ext import __version__, plugin, upstream
-from sglang_ext.config import format_size
-from sglang_ext.errors import CompatibilityError
+from sglang_ext.config import format_size, prepare_l3_dir
+from sglang_ext.errors import CompatibilityError, ConfigError
 
 __all__ = ["Finding", "diagnose", "doctor"]
 
@@ -57,7 +57,7 @@ def diagnose(l3_dir: str | None = None) -> list[Finding]:
         findings += _seams()
         findings += _hooks()
         findings += _device()
-    findings += _disk(Path(l3_dir) if l3_dir else Path.home() / ".cache" / "sglang-ext")
+    findings += _l3_dir(l3_dir) if l3_dir else _disk(Path.home() / ".cache" / "sglang-ext")
     findings += _limits()
     return findings
 
@@ -186,6 +186,18 @@ def _device() -> Iterator[Finding]:
         yield Finding("device", "platform", OK, detail)
 
 
+def _l3_dir(path: str) -> Iterator[Finding]:
+    """What a server would refuse about a folder, or else its disk."""
+    try:
+        if os.path.lexists(path):
+            prepare_l3_dir(path)
+    except ConfigError as error:
+        reason, _, fix = str(error).removeprefix("--ext-l3-dir: ").partition("; ")
+        yield Finding("disk", path, FAILED, reason, fix)
+    else:
+        yield from _disk(Path(path))
+
+
 def _disk(folder: Path) -> Iterator[Finding]:
     existing = folder
     while not existing.exists():
@@ -206,7 +218,9 @@ def _disk(folder: Path) -> Iterator[Finding]:
 def _limits() -> Iterator[Finding]:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _OPEN_FILES:
-        fix = f"run: ulimit -Hn {_OPEN_FILES}, or raise nofile in /etc/security/limits.conf"
+        fix = (
+            f"as root, raise nofile to {_OPEN_FILES} in /etc/security/limits.conf, then log in anew"
+        )
         yield Finding("limit", "open files", NOTE, f"at most {hard}", fix)
     else:
         yield Finding("limit", "open files", OK, f"at most {hard}")

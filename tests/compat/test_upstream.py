@@ -1,6 +1,8 @@
 """Each symbol of SGLang that is touched is where it was read, and takes what we pass."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +39,22 @@ def test_a_parameter_that_went_is_named():
     )
     with pytest.raises(CompatibilityError, match="no longer takes colour"):
         upstream.check_symbol(changed)
+
+
+@pytest.mark.parametrize(
+    "command", [["serve", "--help"], ["serve", "--model-type", "llm", "-h"]], ids=" ".join
+)
+def test_sglang_serve_lists_our_flags(command):
+    program = "from sglang.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert done.stdout.count("Extension for agent workloads.") == 1
+    assert "--ext-l3-dir" in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="SGLang's helper has to be compiled")

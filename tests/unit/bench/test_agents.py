@@ -74,12 +74,13 @@ def test_a_call_that_cannot_be_read_is_answered_with_an_error(
 def test_results_are_cut_and_a_full_context_stops_growing() -> None:
     load = workload(6)
     send = answering(Call("c1", "find", '{"path": "."}'))
-    roomy = run(send, load)[1].body["messages"]
-    assert "(cut after 600 of" in roomy[3]["content"]
-    assert "The workspace now" in roomy[-1]["content"]
+    roomy = run(send, load)[load.listing_from - 1].body["messages"]
+    listings = ["The workspace now" in one["content"] for one in roomy if one["role"] == "user"]
+    assert listings == [False] * (load.listing_from - 1) + [True]
+    assert "(cut after 300 of" in roomy[3]["content"]
     full = run(answering(Call("c1", "find", '{"path": "."}'), prompt=7000), load)
-    messages = full[1].body["messages"]
-    assert "(cut after 75 of" in messages[3]["content"]
+    messages = full[load.listing_from - 1].body["messages"]
+    assert "(cut after 37 of" in messages[3]["content"]
     assert "The workspace now" not in messages[-1]["content"]
 
 
