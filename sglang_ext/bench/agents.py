@@ -56,8 +56,8 @@ class Workload:
     classes: tuple[str, ...]
     turns: int = 6
     call_tokens: int = 32
-    listing_from: int = 4  # in this turn and later ones the user shows a listing
-    listing_chars: int = 1_250
+    listing_from: int = 5  # in this turn and later ones the user shows a listing
+    listing_chars: int = 2_100
     result_chars: int = 300
     context_tokens: int = 6_000
 

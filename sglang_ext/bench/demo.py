@@ -60,8 +60,8 @@ class Settings:
     workdir: Path
     agents: int = 4
     turns: int = 6
-    l1_tokens: int = 6_400
-    l2_tokens: int = 8_320
+    l1_tokens: int = 5_632
+    l2_tokens: int = 7_040
     l3_size: str = "4GB"
 
     def cache_flags(self, l3_dir: Path) -> tuple[str, ...]:
