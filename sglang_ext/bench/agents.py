@@ -55,7 +55,7 @@ class Workload:
     tools: Sequence[Mapping[str, Any]]
     classes: tuple[str, ...]
     turns: int = 6
-    call_tokens: int = 32
+    call_tokens: int = 40
     listing_from: int = 5  # in this turn and later ones the user shows a listing
     listing_chars: int = 2_100
     result_chars: int = 300

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sglang_ext.bench import bfcl
-from sglang_ext.bench.agents import Agent, replay, run_agents, workload
+from sglang_ext.bench.agents import Agent, parse_arguments, replay, run_agents, workload
 from sglang_ext.bench.answers import Exchange, Tokens, make_client
 from sglang_ext.bench.compare import Comparison, compare
 from sglang_ext.bench.server import ServerProcess, sglang_command
@@ -88,6 +88,12 @@ class Run:
         return sum((exchange.answer.tokens for exchange in self.exchanges), Tokens())
 
     @property
+    def calls(self) -> tuple[int, int]:
+        """Calls whose arguments could be read, so that they were executed; and all calls."""
+        arguments = [call.arguments for one in self.exchanges for call in one.answer.calls]
+        return sum(parse_arguments(text) is not None for text in arguments), len(arguments)
+
+    @property
     def cached_share(self) -> float:
         """Share of the prompt tokens that were not computed; 0 for a run without requests."""
         tokens = self.tokens
@@ -108,6 +114,7 @@ class Run:
         tokens = self.tokens
         return {
             "requests": len(self.exchanges),
+            "calls_executed": self.calls[0],
             "prompt_tokens": tokens.prompt,
             "l1_tokens": tokens.l1,
             "l2_tokens": tokens.l2,

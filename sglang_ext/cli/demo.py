@@ -161,6 +161,11 @@ def _show_run(title: str, run: Run) -> None:
 
 
 def _show_outcome(outcome: Outcome, model: Path) -> None:
+    executed, calls = outcome.tiered.calls
+    click.echo(
+        f"{executed} of {calls} calls of the model were executed; the others were cut off or "
+        "malformed, and answered with an error."
+    )
     click.echo(
         f"After the kill {outcome.warm.cached_share:.1%} of the prompt tokens came from the cache, "
         f"{outcome.warm.tokens.l3:,} tokens straight from L3. Median time to first token "

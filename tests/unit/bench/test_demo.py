@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ext.bench.answers import Answer, Exchange, Tokens
+from sglang_ext.bench.answers import Answer, Call, Exchange, Tokens
 from sglang_ext.bench.compare import Comparison, Difference
 from sglang_ext.bench.demo import Outcome, Run, Settings
 
@@ -87,3 +87,11 @@ def test_the_cache_is_too_small_on_purpose_and_l2_holds_l1() -> None:
     assert values["--ext-l3-dir"] == "/l3"
     assert int(values["--ext-l2-size"]) == settings.l2_tokens * 46_080
     assert settings.l1_tokens < settings.l2_tokens
+
+
+def test_a_call_that_was_cut_off_does_not_count_as_executed() -> None:
+    calls = (Call("a", "ls", "{}"), Call("b", "find", '{"path": "un'))
+    answer = Answer("", calls, "length", (1,), (2,), Tokens(1), 1.0, 1.0)
+    run = Run([Exchange(1, 1, {}, answer), Exchange(1, 2, {}, answer)])
+    assert run.calls == (2, 4)
+    assert run.to_json()["calls_executed"] == 2
