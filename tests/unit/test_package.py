@@ -22,7 +22,8 @@ ALLOWED = {
     "upstream": {"errors"},
     "errors": set(),
     "arguments": {"config", "errors"},
-    "plugin": {"arguments", "cache", "config", "device", "errors", "upstream"},
+    "serve_help": set(),
+    "plugin": {"arguments", "cache", "config", "device", "errors", "serve_help", "upstream"},
     "bench": {"device", "errors", "models"},
 }
 
