@@ -92,6 +92,7 @@ def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -
     for setting in ext_config.stock_settings(config, ranks=ranks):
         if setting.overridable and setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
+    ext_config.check_l1_holds_a_page(config, getattr(parsed, "page_size", None) or 1)
     folder = None
     if config.cache.l3_dir:
         folder = Path(config.cache.l3_dir) / _namespace(parsed)

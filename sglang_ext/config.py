@@ -27,6 +27,7 @@ __all__ = [
     "Flag",
     "StockSetting",
     "check_conflicts",
+    "check_l1_holds_a_page",
     "describe",
     "format_size",
     "parse",
@@ -43,7 +44,10 @@ _UNITS = {
     **{f"{p}IB": 1024**i for i, p in enumerate("KMGTP", start=1)},
 }
 _MAX_BYTES = 10**18
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*")
+_MAX_TOKENS = 10**12
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", re.ASCII)
+_TOKENS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", re.ASCII)
+_SHOWN = 40
 
 # Pages of this many tokens unless the user says otherwise: the largest page at which a
 # 1,500-token shared prefix still loses less than 5 % to the unfinished page at its end.
@@ -63,12 +67,13 @@ def parse_size(text: str) -> int:
     unit = match.group(2).upper() if match else None
     if match is None or unit not in _UNITS:
         raise ConfigError(
-            f"{text!r} is not a size; expected a number and a unit such as 500GB, 64MiB or 1.5TB"
+            f"{_shown(text)} is not a size; expected a number and a unit such as 500GB, 64MiB or "
+            "1.5TB"
         )
     size_bytes = int(Decimal(match.group(1)) * _UNITS[unit])
     if not 1 <= size_bytes <= _MAX_BYTES:
         raise ConfigError(
-            f"{text!r} is not a size; expected between one byte and 1000 PB, such as 64MiB"
+            f"{_shown(text)} is not a size; expected between one byte and 1000 PB, such as 64MiB"
         )
     return size_bytes
 
@@ -79,15 +84,20 @@ def parse_tokens(text: str) -> int:
     Raises:
         ConfigError: not a positive whole number of tokens.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", text)
+    match = _TOKENS.fullmatch(text)
     factor = {"": 1, "k": 1_000, "m": 1_000_000}[match.group(2).lower()] if match else 0
-    tokens = float(match.group(1)) * factor if match else 0.0
-    if tokens < 1 or tokens != int(tokens):
+    tokens = Decimal(match.group(1)) * factor if match else Decimal(0)
+    if not 1 <= tokens <= _MAX_TOKENS or tokens != int(tokens):
         raise ConfigError(
-            f"{text!r} is not a number of tokens; expected a positive whole number such as "
-            "8192, 200k or 1.5M"
+            f"{_shown(text)} is not a number of tokens; expected a whole number from 1 to "
+            f"{_MAX_TOKENS:,} such as 8192, 200k or 1.5M"
         )
     return int(tokens)
+
+
+def _shown(text: str) -> str:
+    """``text`` as a message quotes it: not more of it than a line holds."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 def format_size(size_bytes: int) -> str:
@@ -238,26 +248,26 @@ def prepare_l3_dir(path: str) -> None:
         status = folder.stat()
     except OSError as error:
         raise ConfigError(
-            f"--ext-l3-dir: cannot make or open {path}: {error.strerror}; give a folder that this "
-            "user may write"
+            f"--ext-l3-dir: cannot make or open {path}: {error.strerror}",
+            fix="give a folder that this user may write",
         ) from None
     if not folder.is_dir():
-        raise ConfigError(f"--ext-l3-dir: {path} is not a folder; give another path")
+        raise ConfigError(f"--ext-l3-dir: {path} is not a folder", fix="give another path")
     if status.st_uid != os.geteuid():
         raise ConfigError(
             f"--ext-l3-dir: {path} belongs to user id {status.st_uid}, and this server runs as "
-            f"{os.geteuid()}; cached prompts must not be shared between users: give a folder of "
-            "your own, or run as its owner"
+            f"{os.geteuid()}; cached prompts must not be shared between users",
+            fix="give a folder of your own, or run as its owner",
         )
     if status.st_mode & 0o077:
         raise ConfigError(
             f"--ext-l3-dir: {path} can be opened by other users (mode "
-            f"{status.st_mode & 0o777:o}), who could read or plant cached prompts; run: chmod 700 "
-            f"{path}"
+            f"{status.st_mode & 0o777:o}), who could read or plant cached prompts",
+            fix=f"run: chmod 700 {path}",
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"--ext-l3-dir: {path} is not writable for this user; run: chmod 700 {path}"
+            f"--ext-l3-dir: {path} is not writable for this user", fix=f"run: chmod 700 {path}"
         )
 
 
@@ -384,6 +394,20 @@ def check_conflicts(
     if config.cache.l2_bytes and "hicache_ratio" in given:
         raise FlagConflictError(
             "--hicache-ratio contradicts --ext-l2-size, which sizes the host tier; drop one of them"
+        )
+
+
+def check_l1_holds_a_page(config: ExtConfig, page_tokens: int) -> None:
+    """Refuse a device tier that no page fits into.
+
+    Raises:
+        ConfigError: names both sizes.
+    """
+    tokens = config.cache.l1_tokens
+    if tokens is not None and tokens < page_tokens:
+        raise ConfigError(
+            f"--ext-l1-tokens {tokens} is less than one page of {page_tokens} tokens; give as many "
+            "tokens as the longest request has, or a smaller --page-size"
         )
 
 

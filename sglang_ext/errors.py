@@ -32,9 +32,19 @@ __all__ = [
 
 
 class SglangExtError(Exception):
-    """Base of all errors raised on purpose; ``exit_code`` is what a command exits with."""
+    """Base of all errors raised on purpose; ``exit_code`` is what a command exits with.
+
+    Args:
+        what: what went wrong, where, and the value that was found.
+        fix: what to do about it, where `doctor` shows the two apart; the message is both.
+    """
 
     exit_code = 1
+
+    def __init__(self, what: str = "", *, fix: str = "") -> None:
+        super().__init__(f"{what}; {fix}" if fix else what)
+        self.what = what
+        self.fix = fix
 
 
 class ConfigError(SglangExtError):

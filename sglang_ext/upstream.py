@@ -33,6 +33,8 @@ TESTED_RELEASES = ("0.5.23",)
 # The torch that the tested SGLang names in its metadata, and torchvision's match.
 TESTED_TORCH = "2.14.1"
 RELEASE_OVERRIDE = "SGLANG_EXT_ALLOW_RELEASE"
+_INSTALL = f"pip install --no-deps sglang=={TESTED_RELEASES[-1]}"
+_TESTED = f"sglang-ext was tested with SGLang {', '.join(TESTED_RELEASES)}; run: {_INSTALL}"
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,10 @@ def resolve(path: str) -> Any:
         absent = getattr(error, "name", None) or ""
         if isinstance(error, ModuleNotFoundError) and absent.split(".")[0] != "sglang":
             raise CompatibilityError(
-                f"{module_name} cannot be imported: {error}; install that package "
-                "(requirements/server.txt names what SGLang needs)"
+                f"{module_name} cannot be imported: {error}",
+                fix="install that package (requirements/server.txt names what SGLang needs)",
             ) from error
-        raise CompatibilityError(
-            f"{path} is not in this SGLang ({error}); sglang-ext was tested with SGLang "
-            f"{', '.join(TESTED_RELEASES)}: install that release"
-        ) from error
+        raise CompatibilityError(f"{path} is not in this SGLang ({error})", fix=_TESTED) from error
     except (OSError, RuntimeError) as error:  # a broken shared library under it
         raise CompatibilityError(f"{module_name} cannot be imported: {error}") from error
     return found
@@ -218,9 +217,8 @@ def check_symbol(symbol: Symbol) -> None:
     missing = [name for name in symbol.parameters if name not in present]
     if missing:
         raise CompatibilityError(
-            f"{symbol.path} no longer takes {', '.join(missing)} (it takes "
-            f"{', '.join(present)}); sglang-ext was tested with SGLang "
-            f"{', '.join(TESTED_RELEASES)}: install that release"
+            f"{symbol.path} no longer takes {', '.join(missing)} (it takes {', '.join(present)})",
+            fix=_TESTED,
         )
 
 
@@ -244,15 +242,12 @@ def check_release() -> str:
     release = installed("sglang")
     tested = ", ".join(TESTED_RELEASES)
     if release is None:
-        raise CompatibilityError(
-            f"SGLang is not installed; run: pip install --no-deps sglang=={TESTED_RELEASES[-1]}"
-        )
+        raise CompatibilityError("SGLang is not installed", fix=f"run: {_INSTALL}")
     if release in TESTED_RELEASES or os.environ.get(RELEASE_OVERRIDE) in (release, "any"):
         return release
     raise CompatibilityError(
-        f"SGLang {release} is not a release that sglang-ext was tested with ({tested}); run: pip "
-        f"install --no-deps sglang=={TESTED_RELEASES[-1]}, or set {RELEASE_OVERRIDE}={release} to "
-        "try it"
+        f"SGLang {release} is not a release that sglang-ext was tested with ({tested})",
+        fix=f"run: {_INSTALL}, or set {RELEASE_OVERRIDE}={release} to try it",
     )
 
 
@@ -266,8 +261,8 @@ def check_torch() -> None:
     if torch is None or torchvision is None:
         missing = "torch" if torch is None else "torchvision"
         raise CompatibilityError(
-            f"{missing} is not installed; run: pip install torch=={TESTED_TORCH} with its "
-            "matching torchvision"
+            f"{missing} is not installed",
+            fix=f"run: pip install torch=={TESTED_TORCH} with its matching torchvision",
         )
     try:
         public = Version(torch).public
@@ -280,6 +275,7 @@ def check_torch() -> None:
         ):
             raise CompatibilityError(
                 f"torch {torch} is not the match of torchvision {torchvision}, which needs "
-                f"{requirement}; run: pip install torch=={TESTED_TORCH} with its matching "
-                "torchvision, or the pair that your device's vendor built"
+                f"{requirement}",
+                fix=f"run: pip install torch=={TESTED_TORCH} with its matching torchvision, or the "
+                "pair that your device's vendor built",
             )

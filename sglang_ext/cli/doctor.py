@@ -9,6 +9,7 @@ import platform
 import resource
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
@@ -17,6 +18,7 @@ from typing import TextIO
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sglang_ext import __version__, plugin, upstream
@@ -68,8 +70,7 @@ def _versions() -> Iterator[Finding]:
     try:
         release = upstream.check_release()
     except CompatibilityError as error:
-        what, _, fix = str(error).partition("; run: ")
-        yield Finding("version", "sglang", FAILED, what, f"run: {fix}" if fix else what)
+        yield Finding("version", "sglang", FAILED, error.what, error.fix)
     else:
         tested = release in upstream.TESTED_RELEASES
         detail = release if tested else f"{release}, let through by {upstream.RELEASE_OVERRIDE}"
@@ -77,8 +78,7 @@ def _versions() -> Iterator[Finding]:
     try:
         upstream.check_torch()
     except CompatibilityError as error:
-        what, _, fix = str(error).partition("; run: ")
-        yield Finding("version", "torch", FAILED, what, f"run: {fix}")
+        yield Finding("version", "torch", FAILED, error.what, error.fix)
     else:
         yield Finding("version", "torch", OK, str(upstream.installed("torch")))
     for package in ("torchvision", "transformers", "xgrammar"):
@@ -122,8 +122,7 @@ def _seams() -> Iterator[Finding]:
             upstream.check_symbol(symbol)
         except CompatibilityError as error:
             moved += 1
-            fix = f"run: pip install --no-deps sglang=={upstream.TESTED_RELEASES[-1]}"
-            yield Finding("seam", symbol.path, FAILED, str(error).partition("; ")[0], fix)
+            yield Finding("seam", symbol.path, FAILED, error.what, error.fix)
     if not moved:
         yield Finding("seam", "symbols of SGLang", OK, f"all {len(upstream.SYMBOLS)} in place")
 
@@ -192,19 +191,21 @@ def _l3_dir(path: str) -> Iterator[Finding]:
         if os.path.lexists(path):
             prepare_l3_dir(path)
     except ConfigError as error:
-        reason, _, fix = str(error).removeprefix("--ext-l3-dir: ").partition("; ")
-        yield Finding("disk", path, FAILED, reason, fix)
+        yield Finding("disk", path, FAILED, error.what, error.fix)
     else:
         yield from _disk(Path(path))
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    existing = folder
+    existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
-    if not os.access(existing, os.W_OK | os.X_OK):
-        fix = f"give a folder of your own, or run: chmod 700 {existing}"
-        yield Finding("disk", str(folder), FAILED, f"{existing} is not writable", fix)
+    try:  # permissions do not tell of a read-only disk, or of /proc
+        Path(tempfile.mkdtemp(prefix=".sglang-ext-", dir=existing)).rmdir()
+    except OSError as error:
+        detail = f"nothing can be made in {existing}: {error.strerror}"
+        fix = "give a folder on a disk that this user may write"
+        yield Finding("disk", str(folder), FAILED, detail, fix)
         return
     free_bytes = shutil.disk_usage(existing).free
     detail = f"{format_size(free_bytes)} free"
@@ -249,15 +250,25 @@ def doctor(json_file: TextIO | None, l3_dir: str | None, verbose: bool) -> None:
 
 
 def _print(findings: list[Finding], *, verbose: bool) -> None:
+    shown = [f for f in findings if verbose or f.state != OK or f.area in ("version", "device")]
+    if sys.stdout.isatty():
+        _print_table(shown)
+    else:  # one whole line each, for grep
+        for finding in shown:
+            fix = f" -- {finding.fix}" if finding.fix else ""
+            click.echo(f"{finding.state}: {finding.area}: {finding.name}: {finding.detail}{fix}")
+    counts = {state: sum(f.state == state for f in findings) for state in (OK, NOTE, FAILED)}
+    notes = "1 note" if counts[NOTE] == 1 else f"{counts[NOTE]} notes"
+    click.echo(f"{counts[OK]} good, {notes}, {counts[FAILED]} failed")
+
+
+def _print_table(findings: list[Finding]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found", "how to mend it"):
         table.add_column(heading, overflow="fold")
-    shown = [f for f in findings if verbose or f.state != OK or f.area in ("version", "device")]
-    for finding in shown:
+    for finding in findings:
         style = _STYLES[finding.state]
         state = f"[{style}]{finding.state}[/]"
-        table.add_row(state, f"{finding.area}: {finding.name}", finding.detail, finding.fix)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    counts = {state: sum(f.state == state for f in findings) for state in (OK, NOTE, FAILED)}
-    console.print(f"{counts[OK]} good, {counts[NOTE]} notes, {counts[FAILED]} failed")
+        what = f"{finding.area}: {finding.name}"
+        table.add_row(state, escape(what), escape(finding.detail), escape(finding.fix))
+    Console().print(table)

@@ -47,10 +47,20 @@ def test_tokens_are_read(text, tokens):
     assert config.parse_tokens(text) == tokens
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "1.5", "k", "8 thousand"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-5", "1.5", "k", "8 thousand", "9" * 400, "9" * 30, "1e9", "nan", "١٢٨"]
+)
 def test_bad_tokens_say_what_was_expected(text):
-    with pytest.raises(ConfigError, match="expected a positive whole number"):
+    with pytest.raises(ConfigError, match="expected a whole number from 1 to") as caught:
         config.parse_tokens(text)
+    assert len(str(caught.value)) < 200
+
+
+def test_device_tier_holds_a_page_at_least():
+    parsed = config.parse({"ext_cache": True, "ext_l1_tokens": "63"})
+    config.check_l1_holds_a_page(parsed, 63)
+    with pytest.raises(ConfigError, match=r"--ext-l1-tokens 63 .* 64 tokens"):
+        config.check_l1_holds_a_page(parsed, 64)
 
 
 def test_nothing_given_is_nothing_active():
