@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from sglang_ext.bench.agents import Agent, parse_arguments, replay, run_agents, 
 from sglang_ext.bench.answers import Exchange, Tokens, make_client
 from sglang_ext.bench.compare import Comparison, compare
 from sglang_ext.bench.server import ServerProcess, sglang_command
-from sglang_ext.errors import DemoError, ServerError
+from sglang_ext.errors import DemoError
 
 __all__ = ["WARM_SHARE", "Outcome", "Run", "Screen", "Settings", "run_demo"]
 
@@ -61,7 +61,7 @@ class Settings:
     agents: int = 4
     turns: int = 6
     l1_tokens: int = 5_632
-    l2_tokens: int = 7_040
+    l2_tokens: int = 8_960
     l3_size: str = "4GB"
 
     def cache_flags(self, l3_dir: Path) -> tuple[str, ...]:
@@ -226,7 +226,7 @@ def run_demo(settings: Settings, screen: Screen, on_run: Callable[[str, Run], No
         flags = settings.cache_flags(l3_dir)
         with _server(settings, "three tiers", flags, screen) as server:
             client = make_client(server.base_url)
-            with screen.serving("agents on three tiers", total) as done:
+            with _explained(server), screen.serving("agents on three tiers", total) as done:
                 tiered = Run(run_agents(client, agents, done))
             on_run("Three tiers", tiered)
             seconds = _wait_for_write_back(server)
@@ -245,20 +245,19 @@ def run_demo(settings: Settings, screen: Screen, on_run: Callable[[str, Run], No
         with _starting_meanwhile(reference) as started:
             with _server(settings, "same L3 folder", flags, screen) as server:
                 client = make_client(server.base_url)
-                with screen.serving("replay after the kill", total) as done:
+                with _explained(server), screen.serving("replay after the kill", total) as done:
                     warm = Run(replay(client, tiered.exchanges, done))
                 on_run("Restarted on the same L3 folder", warm)
-                server.kill()
 
             started()
             client = make_client(reference.base_url)
-            with screen.serving("replay without a cache", total) as done:
-                plain = Run(replay(client, tiered.exchanges, done))
-            on_run("No prefix cache", plain)
-            gap = _gap_from(reference)
-            tiered_equal, warm_equal = (compare(_pairs(plain, run), gap) for run in (tiered, warm))
-            reference.kill()
-    return Outcome(tiered, warm, plain, tiered_equal, warm_equal)
+            with _explained(reference):
+                with screen.serving("replay without a cache", total) as done:
+                    plain = Run(replay(client, tiered.exchanges, done))
+                on_run("No prefix cache", plain)
+                gap = _gap_from(reference)
+                equal = [compare(_pairs(plain, run), gap) for run in (tiered, warm)]
+    return Outcome(tiered, warm, plain, *equal)
 
 
 @contextmanager
@@ -288,31 +287,33 @@ def _make_server(
 def _server(
     settings: Settings, what: str, flags: Sequence[str], screen: Screen
 ) -> Iterator[ServerProcess]:
+    """A started server, killed at the end: it has nothing to save, and nobody is to wait for it."""
     with screen.starting(f"server: {what}") as waiting:
         server = _make_server(settings, what, flags, waiting)
         server.start()
-    with _stopped_at_the_end(server):
+    try:
         yield server
+    finally:
+        server.kill()
 
 
 @contextmanager
 def _starting_meanwhile(server: ServerProcess) -> Iterator[Callable[[], None]]:
-    """Start ``server`` in a thread; the function waits until it serves."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        start = pool.submit(server.start)
-        try:
-            with _stopped_at_the_end(server):
+    """Start ``server`` in a thread; the function waits until it serves. Killed at the end."""
+    try:
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            start = pool.submit(server.start)
+            try:
                 yield start.result
-        finally:
-            # An error or Ctrl-C before it served: end it, and then the thread that waits for it.
-            server.kill()
-            with suppress(ServerError):
-                start.result()
-            server.kill()
+            finally:
+                server.kill()  # if it still starts, this ends the thread that waits for it
+    finally:
+        server.kill()  # the thread may have started it after the first of these
 
 
 @contextmanager
-def _stopped_at_the_end(server: ServerProcess) -> Iterator[None]:
+def _explained(server: ServerProcess) -> Iterator[None]:
+    """An error in requests to a server that died says so, with the end of its log."""
     try:
         yield
     except DemoError as error:
@@ -321,8 +322,6 @@ def _stopped_at_the_end(server: ServerProcess) -> Iterator[None]:
         raise DemoError(
             f"{error}\nThe server is dead. The last lines of {server.log}:\n{server.log_tail()}"
         ) from error
-    finally:
-        server.stop()
 
 
 def _wait_for_write_back(server: ServerProcess) -> float:

@@ -1,6 +1,5 @@
 """``sglang-ext bench``: ours, the rivals and the physical limit in one run."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sglang_ext.cli.options import json_option, open_json, workdir_option, write_json
 from sglang_ext.models import default_folder
 
 __all__ = ["bench"]
@@ -28,21 +28,8 @@ def bench() -> None:
 )
 @click.option("--prompt-tokens", default=3001, show_default=True, help="Length of each prompt.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds; medians are shown.")
-@click.option(
-    "--workdir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("build"),
-    show_default=True,
-    metavar="DIR",
-    help="Where the servers' logs go.",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Also write the figures as one JSON object.",
-)
+@workdir_option("build", "Where the servers' logs go.")
+@json_option("the figures")
 def device(
     model: Path | None, prompt_tokens: int, rounds: int, workdir: Path, json_file: Path | None
 ) -> None:
@@ -50,9 +37,7 @@ def device(
     from sglang_ext.bench.device import bench_device
 
     folder = model or default_folder("smollm2")
-    if json_file is not None:  # before minutes of work, not after
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.touch()
+    open_json(json_file)
     console = Console(stderr=True)
     with console.status("") as status:
 
@@ -64,8 +49,7 @@ def device(
         result = bench_device(
             folder, prompt_tokens=prompt_tokens, rounds=rounds, workdir=workdir, on_step=on_step
         )
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(json_file, result)
     _print_device(result)
 
 

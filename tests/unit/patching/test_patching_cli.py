@@ -43,10 +43,11 @@ def test_a_release_that_is_not_installed_is_wrong_use(patches, good_patch):
     assert "1.0" in output
 
 
-def test_a_json_file_in_no_folder_is_wrong_use_before_any_work(tmp_path):
-    code, output = command("check", "--json", tmp_path / "none" / "out.json")
+def test_a_json_file_that_cannot_be_made_is_wrong_use_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    code, output = command("check", "--json", tmp_path / "file" / "out.json")
     assert code == 2
-    assert "does not exist" in output
+    assert str(tmp_path / "file") in output
 
 
 def test_a_stale_table_is_a_finding(patches, good_patch):
