@@ -11,6 +11,11 @@
     ├── ModelError            a model could not be made or is not what was expected
     ├── ServerError           a server process did not start, died or did not answer
     ├── PatchError            a patch does not apply or does not do what its test says
+    ├── StateError            what a policy has learned cannot be taken back
+    │   ├── DamagedStateError   it is not a state, or some of it is wrong
+    │   ├── StateFormError      it was written in another form
+    │   └── StateBoundsError    it is of a policy with other bounds
+    ├── TraceError            a request trace or a server's log cannot be replayed
     └── DemoError             the demonstration could not run to its end
 
 A message says what went wrong, where, the value that was found, and what to do about it.
@@ -20,6 +25,7 @@ The command line prints the message alone and exits with ``exit_code``.
 __all__ = [
     "CompatibilityError",
     "ConfigError",
+    "DamagedStateError",
     "DemoError",
     "DeviceError",
     "FlagConflictError",
@@ -28,6 +34,10 @@ __all__ = [
     "PatchError",
     "ServerError",
     "SglangExtError",
+    "StateBoundsError",
+    "StateError",
+    "StateFormError",
+    "TraceError",
 ]
 
 
@@ -83,3 +93,25 @@ class PatchError(SglangExtError):
 
 class DemoError(SglangExtError):
     """The demonstration could not run to its end."""
+
+
+class TraceError(SglangExtError):
+    """A request trace, or a server's log to make one of, cannot be used."""
+
+    exit_code = 2
+
+
+class StateError(SglangExtError):
+    """What a policy has learned cannot be taken back; it starts without."""
+
+
+class DamagedStateError(StateError):
+    """It is not a state, or some of it is missing or wrong."""
+
+
+class StateFormError(StateError):
+    """It was written in another form, by another release."""
+
+
+class StateBoundsError(StateError):
+    """It is of a policy with other bounds than this one."""

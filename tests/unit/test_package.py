@@ -25,6 +25,7 @@ ALLOWED = {
     "serve_help": set(),
     "plugin": {"arguments", "cache", "config", "device", "errors", "serve_help", "upstream"},
     "bench": {"device", "errors", "models"},
+    "replay": {"cache", "errors"},
 }
 
 

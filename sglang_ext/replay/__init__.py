@@ -1,0 +1,1 @@
+"""Replays a request trace through the real policy code and its rivals. Pure: no torch, no SGLang."""
