@@ -15,6 +15,9 @@ __all__ = ["FEATURES", "MODELS", "Conversation", "Stop", "Turn", "features"]
 
 # Models told apart; those seen later share one place.
 MODELS = 6
+# Lengths of answers told apart, a factor of 1.8 each from about 50 tokens on, and how much a pause
+# says of the lengths beside its own.
+_LENGTHS, _NEXT_LENGTH = 7, 0.35
 
 
 class Stop(enum.IntEnum):
@@ -33,13 +36,22 @@ class Turn:
     ``place`` is the tree's: where it keeps the end of this request's path.
     """
 
-    __slots__ = ("begin", "conversation", "curve", "pause", "pinned_until", "place")
+    __slots__ = (
+        "begin",
+        "conversation",
+        "curve",
+        "pause",
+        "pinned_until",
+        "place",
+        "running_pause",
+    )
 
     def __init__(self, conversation: "Conversation", begin: float) -> None:
         self.conversation = conversation
         self.begin = begin
         self.curve: "array[float] | None" = None
-        self.pause = -1
+        self.pause = -1  # number of the pause in the model; -1: none
+        self.running_pause = -1  # the same of what began with the request's arrival
         self.pinned_until = 0.0
         self.place: object = None
 
@@ -68,6 +80,7 @@ class Conversation:
         "number",
         "output_tokens",
         "pace",
+        "pace_at",
         "pace_of",
         "session",
         "since_end",
@@ -105,7 +118,15 @@ class Conversation:
         self.gaps: list[float] = []  # the last two, as logarithms
         self.pace = 0.0
         self.pace_of = [0.0, 0.0, 0.0]
+        # Pace and count by length of the answer, after finished turns and after others: what an
+        # agent writes tells which tool it runs.
+        self.pace_at = [[0.0, 0.0] for _ in range(2 * _LENGTHS)]
         self.deviation = -1.0
+
+    @property
+    def owner(self) -> str | int:
+        """The session, or the conversation itself where nobody names one."""
+        return self.number if self.session is None else self.session
 
     def arrive(self, now: float, tokens: int) -> None:
         """Its next request is here, with a prompt of ``tokens``."""
@@ -149,8 +170,11 @@ class Conversation:
         one.marks = [int(mark) for mark in one.marks]
         one.gaps = [float(gap) for gap in one.gaps[:2]]
         one.pace_of = [float(pace) for pace in one.pace_of]
+        one.pace_at = [[float(pace), float(count)] for pace, count in one.pace_at]
         numbers = [getattr(one, name) for name, kind in _KEPT.items() if kind is float]
-        if len(one.pace_of) != 3 or not all(map(isfinite, [*numbers, *one.gaps, *one.pace_of])):
+        numbers += [*one.gaps, *one.pace_of, *(number for cell in one.pace_at for number in cell)]
+        lengths = len(one.pace_of), len(one.pace_at)
+        if lengths != (3, 2 * _LENGTHS) or not all(map(isfinite, numbers)):
             raise ValueError(f"conversation {one.number} has a pace that is none")
         if one.turns < 1 or min(one.tokens, one.new_tokens, one.since_end, one.blocks) < 0:
             raise ValueError(f"conversation {one.number} has counts that are none")
@@ -173,7 +197,27 @@ class Conversation:
         if self.stop != Stop.RUNNING:
             mine = self.pace_of[self.stop]
             self.pace_of[self.stop] = _toward(mine, gap, 0.3) if mine else gap
+            self._note_length(gap)
         self.gaps = [gap, *self.gaps[:1]]
+
+    def length_pace(self) -> float | None:
+        """Pace after answers as long as the one now, where there were any."""
+        if self.output_tokens < 0 or self.stop == Stop.RUNNING:
+            return None
+        pace, count = self.pace_at[_length(self.output_tokens, self.stop)]
+        return pace if count else None
+
+    def _note_length(self, gap: float) -> None:
+        if self.output_tokens < 0:
+            return
+        mine = _length(self.output_tokens, self.stop)
+        first = mine - mine % _LENGTHS
+        for place, part in ((mine, 1.0), (mine - 1, _NEXT_LENGTH), (mine + 1, _NEXT_LENGTH)):
+            if first <= place < first + _LENGTHS:
+                cell = self.pace_at[place]
+                step = part * max(0.2, 1.0 / (cell[1] + 1.0))
+                cell[0] = _toward(cell[0], gap, step) if cell[1] else gap
+                cell[1] += part
 
 
 def features(c: Conversation, parallel: int) -> npt.NDArray[np.float32]:
@@ -189,6 +233,7 @@ def features(c: Conversation, parallel: int) -> npt.NDArray[np.float32]:
     stop[c.stop] = 1.0
     output = _scaled(log1p(c.output_tokens), 5.5, 1.3) if c.output_tokens >= 0 else 0.0
     own = c.pace_of[c.stop] if c.stop != Stop.RUNNING else 0.0
+    alike = c.length_pace()
     model = [0.0] * (MODELS + 1)
     model[c.model] = 1.0
     announced = c.announced_s >= 0.0
@@ -206,12 +251,14 @@ def features(c: Conversation, parallel: int) -> npt.NDArray[np.float32]:
             _scaled(log1p(c.since_end), 2.0, 1.2),
             _scaled(c.pace, 2.5, 1.3) if c.gaps else 0.0,
             _scaled(own, 2.5, 1.5) if own else 0.0,
+            _scaled(alike, 2.5, 1.5) if alike is not None else 0.0,
             _scaled(c.gaps[0], 2.5, 1.5) if c.gaps else 0.0,
             _scaled(c.gaps[1], 2.5, 1.5) if len(c.gaps) > 1 else 0.0,
             _scaled(c.deviation, 0.8, 0.6) if c.deviation >= 0.0 else 0.0,
             _scaled(log1p(max(0.0, c.arrived_s - c.end_s)), 5.0, 2.0),
             float(not c.gaps),
             float(own == 0.0),
+            float(alike is None),
             float(c.superseded),
             float(c.superseded) * log1p(parallel),
             float(c.ended),
@@ -236,12 +283,14 @@ FEATURES = (
     "turns since end",
     "pace",
     "pace of this stop",
+    "pace of this length",
     "last gap",
     "gap before",
     "deviation",
     "time since end",
     "no gap yet",
     "no gap of this stop yet",
+    "no gap of this length yet",
     "superseded",
     "superseded x parallel",
     "ended",
@@ -274,8 +323,15 @@ _KEPT = {
     "gaps": list,
     "pace": float,
     "pace_of": list,
+    "pace_at": list,
     "deviation": float,
 }
+
+
+def _length(output_tokens: int, stop: Stop) -> int:
+    """Place of an answer's length in `Conversation.pace_at`."""
+    step = int((log1p(output_tokens) - 4.0) / 0.6)
+    return min(_LENGTHS - 1, max(0, step)) + (_LENGTHS if stop == Stop.END else 0)
 
 
 def _scaled(value: float, centre: float, spread: float) -> float:

@@ -42,6 +42,8 @@ _NEXT = [*_AGES, inf]
 _AVERAGE_EVERY = 256
 # Conversations that survive a restart. Default: 4096. Cost: 400 bytes of the state each.
 _KEPT = 4096
+# What is taken to be so until the pauses of this server say otherwise, as log-odds of a return.
+_PRIOR = {"superseded": -6.0, "superseded x parallel": 8.0, "ended": -3.0}
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Policy:
     ) -> None:
         self.limits = limits or PolicyLimits()
         self.sessions = Sessions(self.limits.conversations)
-        self.model = ReturnModel(len(FEATURES), ring=self.limits.pauses, seed=seed)
+        self.model = _model(self.limits, seed)
         self.rank_running = rank_running
         self._pins: dict[str, dict[int, Turn]] = {}
         self._average = array("d")
@@ -117,7 +119,7 @@ class Policy:
             output_tokens: length of the answer, -1 where nobody knows.
         """
         if turn.is_current:
-            self._close(turn, now, back=False)
+            turn.running_pause, turn.pause = turn.pause, -1
             turn.conversation.finish(now, stop, output_tokens)
             turn.begin = now
             self._open(turn, now)
@@ -133,8 +135,8 @@ class Policy:
         Args:
             turn: the last that passed the node.
             now: seconds.
-            shared: other conversations have passed it too. Then it is worth no less than a node of
-                an average conversation, whatever is known of this one.
+            shared: others (`Conversation.owner`) have passed it too. Then it is worth no less than
+                a node of an average conversation, whatever is known of this one.
             recompute: cost of computing this block over that of an average one. With 1 the hit rate
                 is what counts; with the real cost (it grows with depth) latency is.
         """
@@ -152,10 +154,20 @@ class Policy:
             curve = self._average_curve()
         if curve is None:
             return inf, inf
-        worth = curve[place]
+        worth = self._at(curve, place, now - turn.begin)
         if shared:
-            worth = max(worth, self._average_curve()[place])
+            worth = max(worth, self._at(self._average_curve(), place, now - turn.begin))
         return worth * recompute, until
+
+    def _at(self, curve: "array[float]", place: int, age: float) -> float:
+        """A curve between two ages. A cold policy takes steps, which keep the order of ages exact
+        though worths are asked for at different times.
+        """
+        worth = curve[place]
+        if not self.model.steps or place + 1 >= len(curve):
+            return worth
+        part = (age - _AGES[place]) / (_AGES[place + 1] - _AGES[place])
+        return worth + (curve[place + 1] - worth) * min(1.0, max(0.0, part))
 
     def chance(self, turn: Turn, now: float, within_s: float) -> float:
         """Chance that the conversation of ``turn`` is back within ``within_s`` from ``now``.
@@ -284,7 +296,7 @@ class Policy:
             StateBoundsError: it is of a policy with another number of pauses.
         """
         state = from_bytes(data)
-        model = ReturnModel(len(FEATURES), ring=self.limits.pauses)
+        model = _model(self.limits, 0)
         sessions = Sessions(self.limits.conversations)
         try:
             bounds = state["model"]["features"], state["model"]["ring"]
@@ -313,13 +325,15 @@ class Policy:
 
     def _open(self, turn: Turn, now: float) -> None:
         x = self.sessions.features(turn.conversation)
-        turn.pause = self.model.open(x, turn.begin, now - turn.begin)
+        weight = max(1.0, turn.conversation.tokens) ** 0.5
+        turn.pause = self.model.open(x, turn.begin, entered=now - turn.begin, weight=weight)
         turn.curve = _packed(self.model.curve(x))
 
     def _close(self, turn: Turn, now: float, *, back: bool) -> None:
-        if turn.pause >= 0:
-            self.model.close(turn.pause, now, back=back)
-            turn.pause = -1
+        for pause in (turn.pause, turn.running_pause):
+            if pause >= 0:
+                self.model.close(pause, now, back=back)
+        turn.pause = turn.running_pause = -1
 
     def _reopen(self, conversations: Iterable[Conversation], now: float) -> list[Turn]:
         """More is known of pauses that are going on: judge them anew, from their age on."""
@@ -356,6 +370,11 @@ class Policy:
             self._average = _packed(self.model.curve(self.model.average()))
             self._average_at = self.model.opened
         return self._average
+
+
+def _model(limits: PolicyLimits, seed: int) -> ReturnModel:
+    prior = {FEATURES.index(name): odds for name, odds in _PRIOR.items()}
+    return ReturnModel(len(FEATURES), ring=limits.pauses, seed=seed, prior=prior)
 
 
 def _packed(curve: Array) -> "array[float]":

@@ -19,7 +19,7 @@ Gittins (1979) as in Aalto, Ayesta and Righter (2009).
 """
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,11 @@ _HIDDEN = 32
 
 # Pauses that are learned from. Default: 8192. Cost: 160 bytes each; fewer forget sooner.
 RING = 8192
-# Pauses of one step of learning, and pauses that begin between two steps. A step takes 1 ms.
+# Pauses of one step of learning. A step takes 1 ms.
 _BATCH = 512
-_EVERY = 6
+# Steps for each pause that begins, later on and in addition at first; half as many of the latter
+# after so many pauses.
+_STEPS, _FIRST_STEPS, _FIRST_PAUSES = 0.16, 0.3, 1000.0
 # Pauses that must have ended before the first step: below that a curve is a guess.
 _FIRST = 32
 # Step size falls from the first to the second with the root of the pauses seen.
@@ -109,17 +111,29 @@ class ReturnModel:
         features: length of a feature vector.
         ring: pauses remembered; the oldest is overwritten, open or not.
         seed: of the first weights and of the batches.
+        prior: log-odds that a feature of one adds to every hazard, by its place, until the pauses
+            say otherwise; from the first step of learning on.
     """
 
-    def __init__(self, features: int, *, ring: int = RING, seed: int = 0) -> None:
+    def __init__(
+        self,
+        features: int,
+        *,
+        ring: int = RING,
+        seed: int = 0,
+        prior: Mapping[int, float] | None = None,
+    ) -> None:
         self.features = features
+        self._direct = np.zeros((features, _HATS))
+        for place, odds in (prior or {}).items():
+            self._direct[place] = odds
         self._rng = np.random.default_rng(seed)
         scale = 1.0 / np.sqrt(features)
         self._weights: list[Array] = [
             self._rng.normal(0.0, scale, (features, _HIDDEN)),
             self._rng.normal(0.0, 0.3, _HIDDEN),
             np.zeros((_HIDDEN, _HATS)),
-            np.zeros((features, _HATS)),
+            self._direct.copy(),
             np.zeros(_HATS),
             np.zeros(len(AGES)),
         ]
@@ -129,8 +143,9 @@ class ReturnModel:
         self.steps = 0
         self.opened = 0
         self.closed = 0
-        self._due = 0
+        self._due = 0.0
         self._x = np.zeros((ring, features), dtype=np.float32)
+        self._weight = np.zeros(ring)  # of a pause in learning
         self._begin = np.zeros(ring)
         self._entered = np.zeros(ring)  # age from which on a pause is looked at
         self._age = np.full(ring, np.nan)  # at its end; NaN: still open
@@ -141,22 +156,31 @@ class ReturnModel:
         """Pauses remembered at most."""
         return len(self._begin)
 
-    def open(self, x: npt.NDArray[np.float32], begin: float, entered: float = 0.0) -> int:
+    def open(
+        self,
+        x: npt.NDArray[np.float32],
+        begin: float,
+        *,
+        entered: float = 0.0,
+        weight: float = 1.0,
+    ) -> int:
         """Note that a pause began; returns its number.
 
         Args:
             x: `[features]`, copied.
             begin: when it began, seconds.
             entered: age at which it is first looked at: what was before says nothing.
+            weight: how much it counts against others, more than nought.
         """
         number, slot = self.opened, self.opened % self.ring
         self._x[slot] = x
+        self._weight[slot] = weight
         self._begin[slot] = begin
         self._entered[slot] = entered
         self._age[slot] = np.nan
         self._back[slot] = False
         self.opened += 1
-        self._due += 1
+        self._due += _STEPS + _FIRST_STEPS / (1.0 + self.opened / _FIRST_PAUSES)
         return number
 
     def close(self, number: int, now: float, *, back: bool) -> None:
@@ -182,9 +206,9 @@ class ReturnModel:
 
         Ages that hardly any pause has reached count for nothing, once anything was learned.
         """
-        hazard = 1.0 / (1.0 + np.exp(-self._forward(x)[1]))
         if not self.steps:
-            return np.asarray(hazard)
+            return np.asarray(1.0 / (1.0 + np.exp(-_PRIOR)))
+        hazard = 1.0 / (1.0 + np.exp(-self._forward(x)[1]))
         return np.asarray(hazard * self._seen / (self._seen + _HALF_SEEN))
 
     def curve(self, x: npt.NDArray[np.float32]) -> Array:
@@ -206,11 +230,11 @@ class ReturnModel:
     def learn(self, now: float) -> int:
         """Take the steps of learning that are due; returns how many."""
         if self.closed < _FIRST:
-            self._due = 0
+            self._due = 0.0
             return 0
         taken = 0
-        while self._due >= _EVERY:
-            self._due -= _EVERY
+        while self._due >= 1.0:
+            self._due -= 1.0
             self._step(now)
             taken += 1
         return taken
@@ -219,11 +243,11 @@ class ReturnModel:
         """Everything that was learned, as plain values; `load` takes it back."""
         known = min(self.opened, self.ring)
         arrays = [*self._weights, *self._mean, *self._square, self._seen]
-        ring = [self._begin, self._entered, self._age, self._back.astype(np.float64)]
+        ring = [self._weight, self._begin, self._entered, self._age, self._back.astype(np.float64)]
         return {
             "features": self.features,
             "ring": self.ring,
-            "counts": [self.steps, self.opened, self.closed, self._due],
+            "counts": [self.steps, self.opened, self.closed],
             "arrays": [_written(array) for array in arrays],
             "x": _written(self._x[:known]),
             "pauses": [_written(column[:known]) for column in ring],
@@ -241,19 +265,20 @@ class ReturnModel:
                 f"{self.features} and {self.ring}"
             )
         counts = [int(count) for count in state["counts"]]
-        if len(counts) != 4 or min(counts) < 0:
+        if len(counts) != 3 or min(counts) < 0:
             raise ValueError(f"counts {counts}")
         known = min(counts[1], self.ring)
         mine = [*self._weights, *self._mean, *self._square, self._seen]
         theirs = [_read(text, a.shape) for text, a in zip(state["arrays"], mine, strict=True)]
         x = _read(state["x"], (known, self.features))
         columns = [_read(text, (known,), ages=True) for text in state["pauses"]]
-        begin, entered, age, back = columns
+        weight, begin, entered, age, back = columns
         for array, value in zip(mine, theirs, strict=True):
             array[...] = value
-        self.steps, self.opened, self.closed, self._due = counts
+        self.steps, self.opened, self.closed = counts
         self._x[:known] = x
-        self._begin[:known], self._entered[:known], self._age[:known] = begin, entered, age
+        self._weight[:known], self._begin[:known] = weight, begin
+        self._entered[:known], self._age[:known] = entered, age
         self._back[:known] = back > 0.5
 
     def _forward(self, x: npt.NDArray[Any]) -> tuple[Array, Array]:
@@ -273,7 +298,9 @@ class ReturnModel:
         self._seen += (seen - self._seen) / min(self.steps + 1, 20)
         inner, _, outer, direct, level, fine = self._weights
         hidden, odds = self._forward(x)
-        error = (1.0 / (1.0 + np.exp(-odds)) - event) * at_risk / _BATCH
+        weight = self._weight[rows]
+        at_risk *= (weight / weight.sum())[:, None]
+        error = (1.0 / (1.0 + np.exp(-odds)) - event) * at_risk
         at_hats = error @ _BASIS.T
         at_ages = error.sum(axis=0)
         at_hidden = at_hats @ outer.T * (1.0 - hidden**2)
@@ -282,7 +309,7 @@ class ReturnModel:
             x.T @ at_hidden + shrink * inner,
             at_hidden.sum(axis=0),
             hidden.T @ at_hats + shrink * outer,
-            x.T @ at_hats + shrink * direct,
+            x.T @ at_hats + shrink * (direct - self._direct),
             _RAMPS @ at_ages + shrink * level,
             at_ages + _FINE_SHRINK * fine,
         )

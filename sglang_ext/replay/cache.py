@@ -37,7 +37,7 @@ class PrefixCache:
         tree: PromptTree,
         capacity: int,
         rank: Callable[[Place, float], tuple[float, float]],
-        owner: Callable[[int], int] | None = None,
+        owner: Callable[[int], object] | None = None,
     ) -> None:
         self.tree = tree
         self.capacity = capacity

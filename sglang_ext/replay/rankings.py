@@ -29,8 +29,8 @@ class Ranking(Protocol):
     def rank(self, place: Place, now: float) -> tuple[float, float]:
         """Worth of a leaf, and until when it holds; the lowest goes first."""
 
-    def owner(self, step: int) -> int:
-        """Who made the request of ``step``."""
+    def owner(self, step: int) -> object:
+        """Who made the request of ``step``: leaves of several are shared."""
 
 
 class Recency:
@@ -44,7 +44,7 @@ class Recency:
         """By the last request through the leaf."""
         return float(place.touch), inf
 
-    def owner(self, step: int) -> int:
+    def owner(self, step: int) -> object:
         """All are one."""
         return 0
 
@@ -126,10 +126,10 @@ class Learned(Recency):
         turn = self._turns[place.touch]
         return self.policy.worth(turn, now, shared=place.shared) if turn else (-inf, inf)
 
-    def owner(self, step: int) -> int:
-        """The conversation."""
+    def owner(self, step: int) -> object:
+        """The session, or the conversation where nobody names one."""
         turn = self._turns[step]
-        return turn.conversation.number if turn else -1
+        return turn.conversation.owner if turn else None
 
     def _finish_until(self, now: float) -> list[int]:
         """Requests whose answers are complete by ``now``."""
