@@ -9,9 +9,9 @@
         store.touch(keys[count - 1])                                # used in another tier
 
 Keys and namespaces have 32 bytes; a root has no parent. ``write`` and ``read`` block, ``stall_s``
-at most; nothing but ``ValueError`` (wrong arguments) comes out of them: a fault of the disk is a
-False that is counted in ``stats()``. A page that ``read`` delivers has been checked against its key,
-namespace, length and checksum. Buffers are used until the call returns and never after it.
+at most. Nothing but ``ValueError`` (wrong arguments) comes out of them: a fault of the disk is a
+False that is counted in ``stats()``. A page that ``read`` delivers has been checked against its
+key, namespace, length and checksum. Buffers are used until the call returns and never after it.
 
 A page is accepted only while its parent is resident (or comes before it in the same call), and goes
 only after all its children: the resident set is prefix-closed. ``touch`` refreshes a page and all
