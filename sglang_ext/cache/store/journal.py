@@ -187,7 +187,7 @@ class Journal:
         file = self._folder.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             disk.allocate(file, self._size_bytes)
-            header = JournalHeader(self._folder.store_id, generation).pack()
+            header = JournalHeader(self._folder.store_id, generation, self._size_bytes).pack()
             write_fully(disk, file, memoryview(header), 0)
             disk.sync(file)
             disk.sync_folder(self._folder.path)
@@ -219,9 +219,10 @@ class JournalReader:
         self._file = folder.open(folder.journal_path(generation), os.O_RDONLY)
         header = bytearray(JOURNAL_HEADER_BYTES)
         read_fully(self._disk, self._file, memoryview(header), 0)
-        if JournalHeader.unpack(bytes(header)) != (folder.store_id, generation):
+        wrong = self._wrong(JournalHeader.unpack(bytes(header)), folder.store_id)
+        if wrong:
             self.close()
-            raise StoreError(f"{folder.journal_path(generation)} has a damaged header")
+            raise StoreError(f"{folder.journal_path(generation).name} {wrong}")
 
     def records(self, first: int) -> Iterator[tuple[int, Record | None]]:
         """Numbers and records from ``first`` to the end of the file; None: not whole."""
@@ -237,6 +238,14 @@ class JournalReader:
                 number += 1
             if got < RECORD_BYTES:
                 return
+
+    def _wrong(self, header: JournalHeader | None, store: bytes) -> str:
+        if header is None:
+            return "has a damaged header"
+        if header[:2] != (store, self.generation):
+            return "is another journal under this name"
+        size = self._disk.stat(self._file).st_size
+        return "" if size >= header.file_bytes else f"was cut to {size} bytes"
 
     @property
     def is_linked(self) -> bool:
