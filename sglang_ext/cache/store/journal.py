@@ -98,17 +98,18 @@ class Journal:
             return self.generation, self.records
 
     def sync(self) -> None:
-        """Make what was written durable, with a mark that says so."""
+        """Make what was written durable. One call at a time: it closes files that are full."""
         with self._guard:
             files, self._unsynced = self._unsynced, []
-            current = self._file
         failed = None
         for file in files:
             try:
                 self._folder.disk.sync(file)
             except OSError as error:
                 failed = error
-            if file != current:
+            with self._guard:
+                is_over = file != self._file and file not in self._unsynced
+            if is_over:
                 self._folder.disk.close(file)
         if failed is not None:
             # The kernel may have dropped what it could not write and report success next time:
@@ -195,9 +196,9 @@ class Journal:
             disk.close(file)
             self._folder.remove(path)
             raise
-        old, self._file = self._file, file
-        if old is not None and old not in self._unsynced:
-            disk.close(old)
+        if self._file is not None and self._file not in self._unsynced:
+            self._unsynced.append(self._file)  # the next sync closes it
+        self._file = file
         self.generation, self.records = generation, 0
 
 
