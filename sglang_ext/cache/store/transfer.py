@@ -7,35 +7,55 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TypeVar
 
 import xxhash
 
-from sglang_ext.cache.store.catalog import Found, Plan, Planned
 from sglang_ext.cache.store.disk import Disk, read_fully, write_fully
 from sglang_ext.cache.store.engine import Batch
 from sglang_ext.cache.store.format import BLOCK_BYTES, NO_KEY, PageHeader
+from sglang_ext.cache.store.plan import Found, Plan, Planned
 from sglang_ext.cache.store.segments import locate
 from sglang_ext.cache.store.staging import Block, Bytes, Staging, copy_in, copy_out
 
-__all__ = ["DirectRun", "ReadRun", "Reading", "WriteJob", "WriteRun", "mismatch", "runs"]
+__all__ = [
+    "DirectRun",
+    "ReadRun",
+    "Reading",
+    "WriteJob",
+    "WriteRun",
+    "mismatch",
+    "operation_bytes",
+    "runs",
+]
 
 
-def runs(pages: Sequence[Found] | Sequence[Planned], most_bytes: int) -> list[list[int]]:
-    """Numbers of pages in adjacent slots, in runs of up to ``most_bytes`` and at least one page."""
-    order = sorted(range(len(pages)), key=lambda number: pages[number].location)
-    result: list[list[int]] = []
+# Below this an operation costs more than it moves.
+_LEAST_OPERATION_BYTES = 512 * 1024
+InSlot = TypeVar("InSlot", Found, Planned)
+
+
+def operation_bytes(pages: Sequence[InSlot], in_flight: int, most_bytes: int) -> int:
+    """Size of operations that keeps all workers busy: an even share, within bounds."""
+    total = sum(page.segment.slot_bytes for page in pages)
+    return min(most_bytes, max(total // in_flight, _LEAST_OPERATION_BYTES))
+
+
+def runs(pages: Sequence[InSlot], most_bytes: int) -> list[list[InSlot]]:
+    """Pages in adjacent slots, in runs of up to ``most_bytes`` and at least one page."""
+    result: list[list[InSlot]] = []
     size = 0
     last = None
-    for number in order:
-        page = pages[number]
+    for page in sorted(pages, key=attrgetter("location")):
         slot_bytes = page.segment.slot_bytes
-        if last is not None and page.location == last + 1 and size + slot_bytes <= most_bytes:
-            result[-1].append(number)
-            size += slot_bytes
+        size += slot_bytes
+        if page.location == last and size <= most_bytes:
+            result[-1].append(page)
         else:
-            result.append([number])
+            result.append([page])
             size = slot_bytes
-        last = page.location
+        last = page.location + 1
     return result
 
 
@@ -137,9 +157,8 @@ class Reading:
     """One call of ``read``: whose memory, and what arrived."""
 
     namespace: bytes
-    targets: dict[int, list[Bytes]]
+    targets: list[list[Bytes]]
     results: list[bool]
-    batch: Batch
 
 
 class DirectRun(ReadRun):
@@ -152,12 +171,14 @@ class DirectRun(ReadRun):
         pages: list[Found],
         finished: Finished,
         reading: Reading,
+        batch: Batch,
     ) -> None:
         super().__init__(disk, staging, pages, finished)
         self._reading = reading
+        self._batch = batch
 
     def is_cancelled(self) -> bool:  # noqa: D102 - see `ReadRun`
-        return self._reading.batch.abandoned
+        return self._batch.abandoned
 
     def deliver(self, block: Block, got: int, drops: list[tuple[Found, str]]) -> None:  # noqa: D102
         with block:
@@ -173,7 +194,7 @@ class DirectRun(ReadRun):
                     drops.append((page, why))
                 else:
                     good.append((page, start + BLOCK_BYTES))
-            if not self._reading.batch.borrow():
+            if not self._batch.borrow():
                 return
             try:
                 for page, start in good:
@@ -181,10 +202,10 @@ class DirectRun(ReadRun):
                     copy_out(self._reading.targets[page.number], payload)
                     self._reading.results[page.number] = True
             finally:
-                self._reading.batch.give_back()
+                self._batch.give_back()
 
     def ended(self) -> None:  # noqa: D102
-        self._reading.batch.done()
+        self._batch.done()
 
 
 @dataclass
@@ -203,7 +224,7 @@ class WriteJob:
 
     namespace: bytes
     plan: Plan
-    sources: dict[int, list[Bytes]]
+    sources: list[list[Bytes]]
     batch: Batch
     commit: Callable[[Sequence[Planned]], None]
     failed: Callable[[OSError], None]
