@@ -24,6 +24,10 @@ __all__ = ["Catalog"]
 
 # Touches that are written to the journal with each sync; the rest waits for the checkpoint.
 _MOST_TOUCHED = 1024
+# Pages that are evicted ahead of need: one in 256, 256 at most. Measured (slots_or_log.py): reading
+# a chain takes 14.2 operations for 100 pages without, 12.0 with 128, at the same hits.
+_SPARE_SHARE = 256
+_MOST_SPARE = 256
 # Evictions between two looks at whether another slot size is better off without its segments.
 _BETWEEN_LOOKS = 4096
 
@@ -377,7 +381,9 @@ class Catalog:
 
     def _evict(self, slot_bytes: int, count: int) -> None:
         kind = self.segments.kind_of(slot_bytes)
-        gone = self.index.evict(kind, count)
+        # A few more than needed, so that the next batches find longer runs of free slots.
+        spare = min(_MOST_SPARE, self.segments.slots // _SPARE_SHARE)
+        gone = self.index.evict(kind, count + spare)
         self.evicted += len(gone)
         self._since_look += len(gone)
         for key, location in gone:
