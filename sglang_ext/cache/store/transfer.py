@@ -181,28 +181,32 @@ class DirectRun(ReadRun):
         return self._batch.abandoned
 
     def deliver(self, block: Block, got: int, drops: list[tuple[Found, str]]) -> None:  # noqa: D102
-        with block:
-            good: list[tuple[Found, int]] = []
-            for number, page in enumerate(self.pages):
-                start = number * self.slot_bytes
-                why = "cut"
-                if start + self.slot_bytes <= got:
-                    slot = block.view[start : start + self.slot_bytes]
-                    namespace = self._reading.namespace
-                    why, _ = mismatch(slot, page.key, namespace, page.payload_bytes)
-                if why:
-                    drops.append((page, why))
-                else:
-                    good.append((page, start + BLOCK_BYTES))
-            if not self._batch.borrow():
-                return
-            try:
-                for page, start in good:
-                    payload = block.array[start : start + page.payload_bytes]
-                    copy_out(self._reading.targets[page.number], payload)
-                    self._reading.results[page.number] = True
-            finally:
-                self._batch.give_back()
+        if not self._batch.borrow():
+            block.free()
+            return
+        try:
+            with block:
+                # Page by page, so that the copy finds in the processor's cache what was checked.
+                for number, page in enumerate(self.pages):
+                    why = self._deliver(block, number * self.slot_bytes, got, page)
+                    if why:
+                        drops.append((page, why))
+        finally:
+            self._batch.give_back()
+
+    def _deliver(self, block: Block, start: int, got: int, page: Found) -> str:
+        """Check one page and copy it; what does not match, if anything."""
+        end = start + self.slot_bytes
+        if end > got:
+            return "cut"
+        namespace = self._reading.namespace
+        why, _ = mismatch(block.view[start:end], page.key, namespace, page.payload_bytes)
+        if not why:
+            start += BLOCK_BYTES
+            payload = block.array[start : start + page.payload_bytes]
+            copy_out(self._reading.targets[page.number], payload)
+            self._reading.results[page.number] = True
+        return why
 
     def ended(self) -> None:  # noqa: D102
         self._batch.done()
@@ -280,13 +284,12 @@ class WriteRun:
                 return False
             try:
                 for number, page in enumerate(self._pages):
-                    start = number * slot_bytes + BLOCK_BYTES
-                    end = (number + 1) * slot_bytes
-                    copy_in(block.array[start:end], self._job.sources[page.offer.number])
+                    start, end = number * slot_bytes, (number + 1) * slot_bytes
+                    payload = block.array[start + BLOCK_BYTES : end]
+                    copy_in(payload, self._job.sources[page.offer.number])
+                    self._head(block.view[start:end], page)
             finally:
                 self._job.batch.give_back()
-            for number, page in enumerate(self._pages):
-                self._head(block.view[number * slot_bytes :], page)
             offset = segment.offset_of(locate(self._pages[0].location)[1])
             size = len(self._pages) * slot_bytes
             write_fully(self._disk, segment.file, block.view[:size], offset)
