@@ -190,6 +190,12 @@ class PageStore:
         if not self._closed:
             self._catalog.touch(key)
 
+    def drop(self, key: bytes) -> None:
+        """Forget a page and its descendants, as if it had not matched when it was read."""
+        _check_keys([key])
+        if self._keeper is not None and not self._closed:
+            self._catalog.drop(key, "asked")
+
     def flush(self) -> None:
         """Make all that was accepted durable; blocks for as long as the disk takes.
 
