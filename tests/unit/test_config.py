@@ -1,5 +1,6 @@
 """The flags: sizes, togetherness, conflicts, and what they set."""
 
+import json
 import os
 import pickle
 
@@ -110,8 +111,43 @@ def test_one_flag_sets_the_stock_flags_it_needs():
 def test_sizes_of_a_server_are_shared_by_its_ranks():
     settings = settings_of(FULL, ranks=4)
     assert settings["hicache_size"] == pytest.approx(0.25)
-    assert '"max_size": 125000000000' in settings["hicache_storage_backend_extra_config"]
+    extra = json.loads(settings["hicache_storage_backend_extra_config"])["sglang_ext"]
+    assert extra["capacity_bytes"] == 500_000_000_000  # the ranks share it out themselves
     assert settings["max_total_tokens"] == 8000
+
+
+def test_third_tier_is_sglangs_dynamic_backend_of_our_class():
+    given = {**FULL, "ext_l3_write_limit": "2TB", "ext_l3_admit": "second"}
+    settings = settings_of(given)
+    assert settings["hicache_storage_backend"] == "dynamic"
+    extra = json.loads(settings["hicache_storage_backend_extra_config"])
+    assert (extra["module_path"], extra["class_name"]) == (
+        "sglang_ext.cache.storage",
+        "PageStorage",
+    )
+    assert extra["interface_v1"] == 1
+    assert extra["hicache_storage_pass_prefix_keys"] is True
+    assert extra["sglang_ext"]["write_limit_bytes_per_day"] == 2 * 10**12
+    assert extra["sglang_ext"]["admission"] == "second"
+
+
+def test_unknown_rule_of_admission():
+    with pytest.raises(ConfigError, match="--ext-l3-admit: 'some'"):
+        config.parse({**FULL, "ext_l3_admit": "some"})
+
+
+@pytest.mark.parametrize("name", ["ext_l3_write_limit", "ext_l3_admit"])
+def test_rules_of_the_third_tier_need_it(name):
+    value = {"ext_l3_write_limit": "2TB", "ext_l3_admit": "second"}[name]
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} needs --ext-l3-dir"):
+        config.parse({"ext_cache": True, name: value})
+
+
+def test_third_tier_that_is_too_small_for_its_ranks():
+    parsed = config.parse({**FULL, "ext_l3_size": "20MB"})
+    config.stock_settings(parsed, ranks=2)
+    with pytest.raises(ConfigError, match=r"--ext-l3-size: 20 MB for 3 ranks .* at least 24 MB"):
+        config.stock_settings(parsed, ranks=3)
 
 
 def check(values, given):
@@ -128,7 +164,11 @@ def check(values, given):
         ({"max_total_tokens": 5}, ("--max-total-tokens", "--ext-l1-tokens")),
         ({"hicache_ratio": 3.0}, ("--hicache-ratio", "--ext-l2-size")),
         ({"tokenizer_worker_num": 2}, ("--tokenizer-worker-num", "--ext-cache")),
-        ({"dp_size": 2}, ("--dp-size", "--ext-l3-dir")),
+        ({"dcp_size": 2}, ("--dcp-size", "--ext-l3-dir")),
+        (
+            {"disaggregation_decode_enable_offload_kvcache": True},
+            ("--disaggregation-decode-enable-offload-kvcache", "--ext-l3-dir"),
+        ),
     ],
 )
 def test_conflict_names_both_flags(given, both):
