@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sglang-ext
 MODELS := $(CACHE)/models
-REQUIREMENTS := $(wildcard requirements/*.txt)
+BENCH_STAMP := $(VENV)/.bench-ready
+REQUIREMENTS := $(filter-out requirements/bench.txt,$(wildcard requirements/*.txt))
 
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
@@ -50,8 +51,13 @@ check: setup  ## Lint, types, unit tests, docs
 test: models  ## All tests, with real servers
 	$(BIN)/pytest tests -q
 
-bench: models  ## Ours beside its rivals, on this machine
+$(BENCH_STAMP): $(STAMP) requirements/bench.txt
+	$(BIN)/python -m pip install -qq -r requirements/bench.txt -c requirements/constraints.txt
+	touch $@
+
+bench: models $(BENCH_STAMP)  ## Ours beside its rivals, on this machine
 	$(BIN)/sglang-ext bench device --model $(MODELS)/smollm2 --json build/bench-device.json
+	$(BIN)/sglang-ext bench store --json build/bench-store.json
 
 docs: setup  ## Write the generated pages anew
 	$(BIN)/python -m sglang_ext.cli.docs docs

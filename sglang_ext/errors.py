@@ -11,6 +11,7 @@
     ├── ModelError            a model could not be made or is not what was expected
     ├── ServerError           a server process did not start, died or did not answer
     ├── PatchError            a patch does not apply or does not do what its test says
+    ├── BenchError            a benchmark could not measure what it was asked to
     └── DemoError             the demonstration could not run to its end
 
 A message says what went wrong, where, the value that was found, and what to do about it.
@@ -18,6 +19,7 @@ The command line prints the message alone and exits with ``exit_code``.
 """
 
 __all__ = [
+    "BenchError",
     "CompatibilityError",
     "ConfigError",
     "DemoError",
@@ -69,6 +71,10 @@ class ServerError(SglangExtError):
 
 class PatchError(SglangExtError):
     """A patch does not apply, or its test does not show what it claims."""
+
+
+class BenchError(SglangExtError):
+    """A benchmark could not measure what it was asked to."""
 
 
 class DemoError(SglangExtError):
