@@ -29,7 +29,7 @@ class Sample:
         cpu_s: CPU seconds of user and kernel, all threads.
         p50_ms: median latency of one call (fio: of one block).
         p99_ms: its 99th percentile.
-        disk_bytes: bytes that the process had from or gave to the disk; None where unknown.
+        disk_bytes: bytes that a read had from the disk; None where unknown.
     """
 
     payload_bytes: int
@@ -64,7 +64,7 @@ def speed(samples: Sequence[Sample]) -> float:
 def row(engine: str, op: Op, page_bytes: int, samples: Sequence[Sample]) -> dict[str, Any]:
     """One row of the result; see ``docs/bench.md`` for its fields."""
     speeds = [sample.mb_s for sample in samples]
-    amplification = [
+    from_disk = [
         sample.disk_bytes / sample.payload_bytes
         for sample in samples
         if sample.disk_bytes is not None
@@ -80,10 +80,8 @@ def row(engine: str, op: Op, page_bytes: int, samples: Sequence[Sample]) -> dict
             statistics.median(sample.cpu_s * GB / sample.payload_bytes for sample in samples), 3
         ),
         "mb_s_spread": [round(min(speeds), 1), round(max(speeds), 1)],
-        "disk_bytes_per_byte": round(statistics.median(amplification), 3)
-        if amplification
-        else None,
         "rounds": len(samples),
+        **({"disk_bytes_per_byte": round(statistics.median(from_disk), 3)} if from_disk else {}),
     }
 
 

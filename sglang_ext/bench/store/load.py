@@ -124,10 +124,11 @@ class PageMemory:
                 f"({free / 1e9:.1f} GB available); give fewer --bytes"
             )
         self._blocks = load.page_bytes // _BLOCK_BYTES
-        # Anonymous memory begins at a page of the machine, which O_DIRECT asks for.
-        self._pages = np.frombuffer(mmap.mmap(-1, load.payload_bytes), np.uint8).reshape(
-            load.pages, load.page_bytes
-        )
+        # Begins at a page of the machine, as O_DIRECT asks for. Private, as what malloc gives to a
+        # host pool: Python's default is shared memory, which the kernel handles another way.
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        memory = mmap.mmap(-1, load.payload_bytes, flags=private)
+        self._pages = np.frombuffer(memory, np.uint8).reshape(load.pages, load.page_bytes)
         pattern = np.random.default_rng(0).bytes(_PATTERNS * load.page_bytes)
         self._patterns = np.frombuffer(bytearray(pattern), np.uint8).reshape(_PATTERNS, -1)
 

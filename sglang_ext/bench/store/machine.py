@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang_ext.errors import ConfigError
 
-__all__ = ["check_folder", "cpu_seconds", "describe", "disk_io", "drop_caches", "sync_disk"]
+__all__ = ["bytes_from_disk", "check_folder", "cpu_seconds", "describe", "drop_caches", "sync_disk"]
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _ALIGNMENT = 4096
@@ -85,14 +85,16 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def disk_io() -> dict[str, int] | None:
-    """Bytes that this process had from (``read``) and gave to (``write``) the disk so far."""
+def bytes_from_disk() -> int | None:
+    """Bytes that this process had from disks so far; None where the kernel does not count them.
+
+    There is no such count of writes: the kernel counts bytes when they are made dirty.
+    """
     try:
         lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
-    except OSError:  # a kernel without the accounting
+    except OSError:
         return None
-    counts = dict(line.split(": ") for line in lines)
-    return {op: int(counts[f"{op}_bytes"]) for op in ("read", "write")}
+    return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
 def describe(folder: Path) -> dict[str, Any]:

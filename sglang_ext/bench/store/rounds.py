@@ -13,7 +13,7 @@ from sglang_ext.bench.store.engines import ENGINES, Engine
 from sglang_ext.bench.store.figures import OPS, Op, Sample, percentile, row, speed
 from sglang_ext.bench.store.fio import FIO, Fio, Setting
 from sglang_ext.bench.store.load import CALL_PAGES, Batch, Load, PageMemory, keys_of
-from sglang_ext.bench.store.machine import cpu_seconds, disk_io, drop_caches, own_folder
+from sglang_ext.bench.store.machine import bytes_from_disk, cpu_seconds, drop_caches, own_folder
 
 __all__ = ["EngineEntrant", "Entrant", "FioEntrant", "Outcome", "Stopwatch", "pass_over"]
 
@@ -36,7 +36,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._calls_ms: list[float] = []
-        self._io = disk_io()
+        self._from_disk = bytes_from_disk()
         self._cpu_s = cpu_seconds()
         self._begin = time.perf_counter()
 
@@ -51,15 +51,24 @@ class Stopwatch:
         """What was counted so far."""
         seconds = time.perf_counter() - self._begin
         cpu_s = cpu_seconds() - self._cpu_s
-        io = disk_io()
+        from_disk = bytes_from_disk()
         return Sample(
             payload_bytes=payload_bytes,
             seconds=seconds,
             cpu_s=cpu_s,
             p50_ms=percentile(self._calls_ms, 50),
             p99_ms=percentile(self._calls_ms, 99),
-            disk_bytes=io[op] - self._io[op] if io and self._io else None,
+            disk_bytes=None if op == "write" else _difference(from_disk, self._from_disk),
         )
+
+
+def _is_cold(sample: Sample, read_bytes: int) -> bool:
+    """Whether at least nine tenths of what was read came from the disk, as far as is known."""
+    return sample.disk_bytes is None or sample.disk_bytes >= 0.9 * read_bytes
+
+
+def _difference(later: int | None, earlier: int | None) -> int | None:
+    return None if later is None or earlier is None else later - earlier
 
 
 def pass_over(
@@ -91,6 +100,8 @@ def pass_over(
         outcome.findings.append(f"{name} stored {stored} of {load.pages} pages")
     if found != load.pages:
         outcome.findings.append(f"{name} gave back {found} of {load.pages} pages")
+    if not _is_cold(outcome.samples["read"], found * load.page_bytes):
+        outcome.findings.append(f"{name} had less from the disk than it gave back: not cold")
     if wrong > 0:
         outcome.findings.append(f"{name} gave back {wrong} of {load.pages} pages wrong")
     return outcome

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ext.bench.store import reachable
+from sglang_ext.bench.store import reachable, rounds
 from sglang_ext.bench.store.engines import ENGINES, Engine, _leading, check_packages
 from sglang_ext.bench.store.load import Load, PageMemory, keys_of
+from sglang_ext.bench.store.machine import bytes_from_disk
 from sglang_ext.bench.store.rounds import EngineEntrant, pass_over
 from sglang_ext.errors import ConfigError
 
@@ -124,15 +125,30 @@ class Forgetful:
     ],
 )
 def test_a_lost_and_a_damaged_page_are_findings(
-    lost: set[int], damaged: set[int], findings: list[str], tmp_path: Path
+    lost: set[int],
+    damaged: set[int],
+    findings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Bad(Forgetful):
         pages: dict[bytes, bytes] = {}  # noqa: RUF012
 
     Bad.lost, Bad.damaged = frozenset(lost), frozenset(damaged)
     opened: type[Engine] = Bad
+    monkeypatch.setattr(rounds, "bytes_from_disk", lambda: None)
     outcome = pass_over("x", opened, tmp_path, LOAD, PageMemory(LOAD), seed=0)
     assert outcome.findings == findings
+
+
+def test_pages_that_do_not_come_from_the_disk_are_a_finding(tmp_path: Path) -> None:
+    class Warm(Forgetful):
+        pages: dict[bytes, bytes] = {}  # noqa: RUF012
+
+    opened: type[Engine] = Warm
+    outcome = pass_over("x", opened, tmp_path, LOAD, PageMemory(LOAD), seed=0)
+    if bytes_from_disk() is not None:
+        assert outcome.findings == ["x had less from the disk than it gave back: not cold"]
 
 
 def test_leading_ones() -> None:

@@ -50,7 +50,6 @@ def test_a_row_has_medians_and_the_spread() -> None:
         "p99_ms": 2.0,
         "cpu_s_per_gb": 0.5,
         "mb_s_spread": [100.0, 300.0],
-        "disk_bytes_per_byte": None,
         "rounds": 3,
     }
 
