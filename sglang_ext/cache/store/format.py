@@ -43,7 +43,7 @@ _CHECK = struct.Struct("<Q")
 # magic and version, then the fields of the class of that name, in their order
 PAGE_LAYOUT = struct.Struct("<8sII32s32s32sQQ16s")
 SEGMENT_LAYOUT = struct.Struct("<8sI16sII")
-JOURNAL_LAYOUT = struct.Struct("<8sI16sQ")
+JOURNAL_LAYOUT = struct.Struct("<8sI16sQQ")
 CHECKPOINT_LAYOUT = struct.Struct("<8sI16sQQIIQQQ16s192s")
 RECORD_LAYOUT = struct.Struct("<II32s32sIIIQQ20x")
 _PAGE_MAGIC = b"SGXPAGE\x00"
@@ -137,10 +137,17 @@ class SegmentHeader(NamedTuple):
 
 
 class JournalHeader(NamedTuple):
-    """First `JOURNAL_HEADER_BYTES` of a journal; records follow."""
+    """First `JOURNAL_HEADER_BYTES` of a journal; records follow.
+
+    Attributes:
+        store: random id of the store.
+        generation: number of the journal, as in its name.
+        file_bytes: length of the file, all of it allocated before the first record.
+    """
 
     store: bytes
     generation: int
+    file_bytes: int
 
     def pack(self) -> bytes:
         """The bytes on disk, padded with zeros."""

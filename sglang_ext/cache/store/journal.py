@@ -98,17 +98,18 @@ class Journal:
             return self.generation, self.records
 
     def sync(self) -> None:
-        """Make what was written durable, with a mark that says so."""
+        """Make what was written durable. One call at a time: it closes files that are full."""
         with self._guard:
             files, self._unsynced = self._unsynced, []
-            current = self._file
         failed = None
         for file in files:
             try:
                 self._folder.disk.sync(file)
             except OSError as error:
                 failed = error
-            if file != current:
+            with self._guard:
+                is_over = file != self._file and file not in self._unsynced
+            if is_over:
                 self._folder.disk.close(file)
         if failed is not None:
             # The kernel may have dropped what it could not write and report success next time:
@@ -187,7 +188,7 @@ class Journal:
         file = self._folder.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             disk.allocate(file, self._size_bytes)
-            header = JournalHeader(self._folder.store_id, generation).pack()
+            header = JournalHeader(self._folder.store_id, generation, self._size_bytes).pack()
             write_fully(disk, file, memoryview(header), 0)
             disk.sync(file)
             disk.sync_folder(self._folder.path)
@@ -195,9 +196,9 @@ class Journal:
             disk.close(file)
             self._folder.remove(path)
             raise
-        old, self._file = self._file, file
-        if old is not None and old not in self._unsynced:
-            disk.close(old)
+        if self._file is not None and self._file not in self._unsynced:
+            self._unsynced.append(self._file)  # the next sync closes it
+        self._file = file
         self.generation, self.records = generation, 0
 
 
@@ -219,9 +220,10 @@ class JournalReader:
         self._file = folder.open(folder.journal_path(generation), os.O_RDONLY)
         header = bytearray(JOURNAL_HEADER_BYTES)
         read_fully(self._disk, self._file, memoryview(header), 0)
-        if JournalHeader.unpack(bytes(header)) != (folder.store_id, generation):
+        wrong = self._wrong(JournalHeader.unpack(bytes(header)), folder.store_id)
+        if wrong:
             self.close()
-            raise StoreError(f"{folder.journal_path(generation)} has a damaged header")
+            raise StoreError(f"{folder.journal_path(generation).name} {wrong}")
 
     def records(self, first: int) -> Iterator[tuple[int, Record | None]]:
         """Numbers and records from ``first`` to the end of the file; None: not whole."""
@@ -237,6 +239,14 @@ class JournalReader:
                 number += 1
             if got < RECORD_BYTES:
                 return
+
+    def _wrong(self, header: JournalHeader | None, store: bytes) -> str:
+        if header is None:
+            return "has a damaged header"
+        if header[:2] != (store, self.generation):
+            return "is another journal under this name"
+        size = self._disk.stat(self._file).st_size
+        return "" if size >= header.file_bytes else f"was cut to {size} bytes"
 
     @property
     def is_linked(self) -> bool:

@@ -18,7 +18,7 @@ from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import BLOCK_BYTES, Record, RecordKind
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.index import NO_ROW
-from sglang_ext.cache.store.journal import Journal
+from sglang_ext.cache.store.journal import Journal, JournalFullError
 from sglang_ext.cache.store.options import StoreOptions
 from sglang_ext.cache.store.recovery import recover
 from sglang_ext.cache.store.segment_files import SegmentFiles
@@ -64,6 +64,7 @@ class Keeper:
         self._health = health
         self._interval_s = options.sync_interval_s
         self._syncing = threading.Lock()
+        self._checkpointing = threading.Lock()
         self._wake = threading.Event()
         self._wanted = False
         self._ended = False
@@ -156,7 +157,7 @@ class Keeper:
             self.files.close(segment)
         self._slot_bytes = plan.accepted[0].segment.slot_bytes
         try:
-            self.journal.write()
+            self._write_journal()
         except OSError as error:
             self._health.failed(error)
             return False
@@ -179,17 +180,19 @@ class Keeper:
             finally:
                 for segment in self.catalog.unuse(dirty):
                     self.files.close(segment)
-            self.journal.write()
+            self._write_journal()
             self.journal.sync()
             if dirty:
+                # Not durable itself before the next sync: it tells damage from a torn end.
                 self.journal.add(Record(RecordKind.SYNCED, size=records, time_us=generation))
+                self._write_journal()
             self.syncs += 1
 
     def clear(self) -> None:
         """Drop all pages and remove all segments; ``turn`` is held."""
         gone = self.catalog.clear()
         try:
-            self.journal.write()
+            self._write_journal()
         finally:
             for segment, unused in gone:
                 self.files.remove(segment.number)
@@ -224,6 +227,14 @@ class Keeper:
                     self.files.close(segment)
             self.folder.release()
 
+    def _write_journal(self) -> None:
+        try:
+            self.journal.write()
+        except JournalFullError:
+            # More was written than the thread has had time for: it is this caller's turn.
+            self._checkpoint_now()
+            self.journal.write()
+
     def _last_sync(self) -> None:
         try:
             self.sync()
@@ -240,8 +251,7 @@ class Keeper:
             try:
                 tick()
                 self.sync()
-                if self._wanted:
-                    self._checkpoint_now()
+                self._checkpoint_now()
                 self._allow_growing()
                 self._recycle()
             except OSError as error:
@@ -250,17 +260,21 @@ class Keeper:
                 logger.exception("page store: syncing failed in an unforeseen way")
 
     def _checkpoint_now(self) -> None:
-        if self.journal.lost:
-            with self.catalog.lock:
-                self.journal.renew()
-        self._wanted = False  # whoever asks from here on means the next one
-        position = self.journal.position()
-        try:
-            self._checkpoint(position, clean=False)
-        except OSError:
-            self._wanted = True
-            raise
-        self.journal.forget_before(position[0])
+        """Write a checkpoint where one is wanted, and remove the journals that it covers."""
+        with self._checkpointing:
+            if not self._wanted:
+                return
+            if self.journal.lost:
+                with self.catalog.lock:
+                    self.journal.renew()
+            self._wanted = False  # whoever asks from here on means the next one
+            position = self.journal.position()
+            try:
+                self._checkpoint(position, clean=False)
+            except OSError:
+                self._wanted = True
+                raise
+            self.journal.forget_before(position[0])
 
     def _checkpoint(self, position: tuple[int, int], *, clean: bool) -> None:
         old = self._generation

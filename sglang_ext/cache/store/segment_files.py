@@ -118,7 +118,7 @@ class SegmentFiles:
             return "it belongs to another store"
         if header.segment != number:
             return f"it is segment {header.segment} under another name"
-        if header.slot_bytes < 2 * BLOCK_BYTES or header.slot_bytes % BLOCK_BYTES:
+        if header.slot_bytes < BLOCK_BYTES or header.slot_bytes % BLOCK_BYTES:
             return f"its slots have {header.slot_bytes} bytes"
         if size < BLOCK_BYTES + header.slot_bytes:
             return f"it was cut to {size} bytes"

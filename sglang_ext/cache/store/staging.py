@@ -121,7 +121,8 @@ def flat(buffer: Buffer) -> Bytes:
     view = memoryview(buffer)
     if not view.contiguous:
         raise ValueError("a page's buffer is not contiguous")
-    return np.frombuffer(view.cast("B") if view.nbytes else b"", np.uint8)
+    # A view without items cannot be cast.
+    return np.frombuffer(view.cast("B"), np.uint8) if view.nbytes else np.empty(0, np.uint8)
 
 
 def copy_out(targets: list[Bytes], source: Bytes) -> None:
