@@ -63,7 +63,8 @@ def checked(folder, capacity, mixed):
 def expected_state(notes):
     """What was resident for certain, and how many of it the last act may have evicted."""
     state, slack = None, 0
-    for line in notes.read_text().splitlines():
+    # The kernel stops a long write for SIGKILL, too: a line without its end says nothing.
+    for line in notes.read_text().split("\n")[:-1]:
         word, *rest = line.split()
         if word == "state":
             state, slack = {bytes.fromhex(key) for key in rest}, 0
@@ -116,6 +117,7 @@ def test_killed_at_any_instant(tmp_path, chance):
         missing = expected - hits
         assert len(missing) <= slack, f"round {number}: {len(missing)} pages lost"
         known = set(store._catalog.index.rows)
+        store.flush()  # what was dropped just now is not to come back as expected
         # The next child recovers from a journal or from a checkpoint.
         crash(store) if chance.random() < 0.7 else store.close()
     sys.stderr.write(f"recoveries: {dict(recoveries)}\n")

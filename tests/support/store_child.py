@@ -52,7 +52,8 @@ def act(store, chance, note, mixed):
     what = chance.random()
     if what < 0.7:
         # Another slot size may take a whole segment, with what descends from it.
-        note("begin", str(ANY if mixed else count))
+        # A store of up to 8 MiB evicts up to 8 pages ahead of need.
+        note("begin", str(ANY if mixed else count + 8))
         store.write(NAMESPACE, pages_of(keys, size))
         return
     note("begin", "0")

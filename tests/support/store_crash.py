@@ -9,7 +9,7 @@ def crash(store):
     keeper._ended = True
     keeper._wake.set()
     keeper._thread.join(5)
-    store._ahead.forget()
+    store._reader.ahead.forget()
     store._engine.close(time.monotonic() + 30)
     keeper.journal.close()
     for segment in keeper.catalog.segments:

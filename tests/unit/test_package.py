@@ -41,6 +41,7 @@ def run(code):
         "sglang_ext.plugin",
         "sglang_ext.upstream",
         "sglang_ext.cache.keys",
+        "sglang_ext.cache.store",
         "sglang_ext.cli.main",
         "sglang_ext.models",
     ],

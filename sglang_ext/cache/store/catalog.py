@@ -8,73 +8,28 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import takewhile
 
 import numpy as np
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
 from sglang_ext.cache.store.checkpoint import Columns
-from sglang_ext.cache.store.format import NO_KEY, Record, RecordKind, slot_bytes_of
+from sglang_ext.cache.store.format import NO_KEY, Record, RecordKind
 from sglang_ext.cache.store.index import NO_ROW, Index
+from sglang_ext.cache.store.plan import Found, Offer, Plan, Planned
 from sglang_ext.cache.store.segments import Segment, Segments, locate
 from sglang_ext.errors import StoreError
 
-__all__ = ["Catalog", "Found", "Offer", "Planned"]
+__all__ = ["Catalog"]
 
 # Touches that are written to the journal with each sync; the rest waits for the checkpoint.
 _MOST_TOUCHED = 1024
+# Pages that are evicted ahead of need: one in 256, 256 at most. Measured (slots_or_log.py): reading
+# a chain takes 14.2 operations for 100 pages without, 12.0 with 128, at the same hits.
+_SPARE_SHARE = 256
+_MOST_SPARE = 256
 # Evictions between two looks at whether another slot size is better off without its segments.
 _BETWEEN_LOOKS = 4096
-
-
-@dataclass(slots=True)
-class Found:
-    """A resident page that is about to be read; its row is pinned until ``release``."""
-
-    number: int
-    key: bytes
-    row: int
-    location: int
-    segment: Segment
-    payload_bytes: int
-
-
-@dataclass(slots=True)
-class Offer:
-    """A page that a caller wants to write: where it stands in the call, and its length."""
-
-    number: int
-    key: bytes
-    parent: bytes | None
-    payload_bytes: int
-
-
-@dataclass(slots=True)
-class Planned:
-    """A page that has a slot now and is being written into it."""
-
-    offer: Offer
-    depth: int
-    location: int
-    segment: Segment
-
-
-@dataclass
-class Plan:
-    """What becomes of a batch of offers.
-
-    Attributes:
-        resident: numbers of offers that are there already.
-        accepted: pages that have a slot.
-        waiting: offers, with their depths, that would be written if there were a slot.
-        pinned: rows that stay until the batch is committed.
-    """
-
-    resident: list[int] = field(default_factory=list)
-    accepted: list[Planned] = field(default_factory=list)
-    waiting: list[tuple[Offer, int]] = field(default_factory=list)
-    pinned: list[int] = field(default_factory=list)
 
 
 class Catalog:
@@ -188,7 +143,7 @@ class Catalog:
                     self.refused[why] += 1
                     continue
                 if left is not None:
-                    left -= slot_bytes_of(offer.payload_bytes)
+                    left -= offer.slot_bytes
                 depths[offer.key] = self._depth(plan, offer, depths)
                 plan.waiting.append((offer, depths[offer.key]))
             self.duplicates += len(plan.resident)
@@ -200,25 +155,27 @@ class Catalog:
         with self.lock:
             self._place(plan)
 
-    def commit(self, plan: Plan, written: Sequence[Planned]) -> tuple[int, list[Segment]]:
+    def commit(self, plan: Plan, written: Sequence[Planned]) -> tuple[list[Planned], list[Segment]]:
         """Make written pages resident, parents first; slots of all others are free again.
 
         Returns:
-            How many pages are resident now, and segments that are to be closed.
+            Pages that are resident now, and segments that are to be closed.
         """
         with self.lock:
             now_us = self.now_us()
-            done = {page.location for page in written if self._insert(page, now_us)}
+            done = [page for page in written if self._insert(page, now_us)]
+            self.hours.add(sum(page.offer.slot_bytes for page in done))
+            kept = {page.location for page in done}
             for page in plan.accepted:
                 page.segment.users -= 1
-                if page.location not in done and not page.segment.gone:
+                if page.location not in kept and not page.segment.gone:
                     self.segments.give(page.location)
             for row in plan.pinned:
                 self.index.unpin(row)
             self.refused["space"] += len(plan.waiting)
             self.refused["disk"] += len(plan.accepted) - len(done)
             segments = {page.segment for page in plan.accepted}
-            return len(done), [s for s in segments if s.gone and not s.users]
+            return done, [s for s in segments if s.gone and not s.users]
 
     def drop(self, key: bytes, why: str) -> None:
         """Forget a page and its descendants."""
@@ -373,7 +330,7 @@ class Catalog:
             return refused.get(parent, "orphan")
         if not passes:
             return "admission"
-        if left is not None and slot_bytes_of(offer.payload_bytes) > left:
+        if left is not None and offer.slot_bytes > left:
             return "budget"
         return ""
 
@@ -389,8 +346,8 @@ class Catalog:
     def _place(self, plan: Plan) -> None:
         """Give slots to what waits, in order, as far as there are any."""
         while plan.waiting:
-            slot_bytes = slot_bytes_of(plan.waiting[0][0].payload_bytes)
-            sizes = (slot_bytes_of(offer.payload_bytes) for offer, _ in plan.waiting)
+            slot_bytes = plan.waiting[0][0].slot_bytes
+            sizes = (offer.slot_bytes for offer, _ in plan.waiting)
             count = sum(1 for _ in takewhile(slot_bytes.__eq__, sizes))
             free = self.segments.free_slots(slot_bytes)
             if free < count:
@@ -424,7 +381,9 @@ class Catalog:
 
     def _evict(self, slot_bytes: int, count: int) -> None:
         kind = self.segments.kind_of(slot_bytes)
-        gone = self.index.evict(kind, count)
+        # A few more than needed, so that the next batches find longer runs of free slots.
+        spare = min(_MOST_SPARE, self.segments.slots // _SPARE_SHARE)
+        gone = self.index.evict(kind, count + spare)
         self.evicted += len(gone)
         self._since_look += len(gone)
         for key, location in gone:
@@ -451,7 +410,6 @@ class Catalog:
         )
         page.segment.rows[slot] = row
         page.segment.dirty = True
-        self.hours.add(page.segment.slot_bytes)
         self._record(
             Record(
                 RecordKind.PUT,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
-from sglang_ext.cache.store.catalog import Catalog, Plan, Planned
+from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.checkpoint import write_checkpoint
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.folder import StoreFolder
@@ -20,6 +20,7 @@ from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.index import NO_ROW
 from sglang_ext.cache.store.journal import Journal, JournalFullError
 from sglang_ext.cache.store.options import StoreOptions
+from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
 from sglang_ext.cache.store.segment_files import SegmentFiles
 from sglang_ext.cache.store.segments import Segment, Segments, Space
@@ -65,6 +66,7 @@ class Keeper:
         self._interval_s = options.sync_interval_s
         self._syncing = threading.Lock()
         self._checkpointing = threading.Lock()
+        self._growing = threading.Lock()
         self._wake = threading.Event()
         self._wanted = False
         self._ended = False
@@ -130,14 +132,22 @@ class Keeper:
 
         Where neither is to be had, the catalog will evict instead. Called by a worker.
         """
-        catalog = self.catalog
-        with catalog.lock:
-            can_grow = catalog.can_grow(slot_bytes)
+        # One that hangs must not be joined by others: they would make the same segment.
+        if not self._growing.acquire(blocking=False):
+            return
+        try:
+            self._grow(slot_bytes)
+        finally:
+            self._growing.release()
+
+    def _grow(self, slot_bytes: int) -> None:
+        with self.catalog.lock:
+            can_grow = self.catalog.can_grow(slot_bytes)
         if not can_grow:
-            catalog_segment = catalog.stale_segment(slot_bytes, must=True)
-            if catalog_segment is None:
+            segment = self.catalog.stale_segment(slot_bytes, must=True)
+            if segment is None:
                 return
-            self._retire(catalog_segment)
+            self._retire(segment)
         try:
             if not self._make(slot_bytes):
                 self._stop_growing()
@@ -151,17 +161,18 @@ class Keeper:
         for segment in self.catalog.commit(plan, [])[1]:
             self.files.close(segment)
 
-    def commit(self, plan: Plan, written: Sequence[Planned]) -> bool:
-        """Make pages resident and write that down; False where it could not be written down."""
-        for segment in self.catalog.commit(plan, written)[1]:
+    def commit(self, plan: Plan, written: Sequence[Planned]) -> list[Planned]:
+        """Make pages resident and write that down; pages for which both was done."""
+        done, gone = self.catalog.commit(plan, written)
+        for segment in gone:
             self.files.close(segment)
         self._slot_bytes = plan.accepted[0].segment.slot_bytes
         try:
             self._write_journal()
         except OSError as error:
             self._health.failed(error)
-            return False
-        return True
+            return []
+        return done
 
     def sync(self) -> None:
         """Make everything so far durable. Raises ``OSError`` where the disk does not."""

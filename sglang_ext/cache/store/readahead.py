@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sglang_ext.cache.store.catalog import Catalog, Found
+from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.engine import Engine
 from sglang_ext.cache.store.format import BLOCK_BYTES
+from sglang_ext.cache.store.plan import Found
 from sglang_ext.cache.store.staging import Block, Bytes, Staging, copy_out
 from sglang_ext.cache.store.transfer import Finished, ReadRun, mismatch, runs
 
@@ -214,8 +215,7 @@ class ReadAhead:
         wanted = [number for number, key in enumerate(keys) if key not in self._staged]
         found = self._catalog.find(keys, wanted)
         late: list[Found] = []
-        for run in runs(found, self._operation_bytes):
-            pages = [found[number] for number in run]
+        for pages in runs(found, self._operation_bytes):
             operation = AheadRun(self._disk, self._staging, pages, self._finished, self._freed)
             if self._held_bytes + operation.size_bytes > self._limit_bytes:
                 late.extend(pages)

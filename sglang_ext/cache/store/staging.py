@@ -118,11 +118,13 @@ def flat(buffer: Buffer) -> Bytes:
     Raises:
         ValueError: it is not contiguous.
     """
-    view = memoryview(buffer)
-    if not view.contiguous:
-        raise ValueError("a page's buffer is not contiguous")
-    # A view without items cannot be cast.
-    return np.frombuffer(view.cast("B"), np.uint8) if view.nbytes else np.empty(0, np.uint8)
+    try:
+        return np.frombuffer(buffer, np.uint8)
+    except (ValueError, BufferError) as error:
+        view = memoryview(buffer)
+        if not view.nbytes:
+            return np.empty(0, np.uint8)
+        raise ValueError("a page's buffer is not contiguous") from error
 
 
 def copy_out(targets: list[Bytes], source: Bytes) -> None:

@@ -1,30 +1,26 @@
 """The page store: what a caller sees, and the thread that makes things durable."""
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
-from sglang_ext.cache.store.catalog import Found, Offer, Plan, Planned
 from sglang_ext.cache.store.disk import Disk, RealDisk
-from sglang_ext.cache.store.engine import Batch, Engine, Operation
+from sglang_ext.cache.store.engine import Engine
 from sglang_ext.cache.store.follower import Follower
 from sglang_ext.cache.store.format import KEY_BYTES, slot_bytes_of
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.keeper import Keeper
 from sglang_ext.cache.store.options import Buffer, Page, StoreOptions, StoreStats
-from sglang_ext.cache.store.readahead import ReadAhead, Staged
-from sglang_ext.cache.store.staging import Bytes, Staging, flat
-from sglang_ext.cache.store.transfer import DirectRun, Reading, WriteJob, WriteRun, runs
+from sglang_ext.cache.store.plan import Offer
+from sglang_ext.cache.store.reader import Reader
+from sglang_ext.cache.store.staging import Staging, flat
+from sglang_ext.cache.store.writer import Writer
 from sglang_ext.errors import StoreError
 
 __all__ = ["PageStore"]
-
-logger = logging.getLogger(__name__)
 
 
 class PageStore:
@@ -68,17 +64,15 @@ class PageStore:
         begin = time.monotonic()
         self._options = options
         self._disk = disk
-        self._counts: Counter[str] = Counter()
-        self._reading = Health("reading")
-        self._writing = Health("writing")
         self._closed = False
-        hours = WriteHours(options.write_limit_bytes_per_day)
-        seen = SeenTwice() if options.admission == "second" else None
+        self._hours = WriteHours(options.write_limit_bytes_per_day)
+        self._writing = Health("writing")
         self._keeper: Keeper | None = None
         self._follower: Follower | None = None
         try:
             if writer:
-                self._keeper = Keeper(folder, options, disk, hours, seen, self._writing)
+                seen = SeenTwice() if options.admission == "second" else None
+                self._keeper = Keeper(folder, options, disk, self._hours, seen, self._writing)
                 self._catalog = self._keeper.catalog
             else:
                 self._follower = Follower(folder, options, disk)
@@ -88,21 +82,14 @@ class PageStore:
                 f"the page store {folder} cannot be opened: {error}; see to the disk, or give the "
                 "server another folder"
             ) from error
-        self._hours = hours
         self._staging = Staging(options.staging_bytes)
         self._engine = Engine(options.io_threads)
-        self._ahead = ReadAhead(
-            self._catalog,
-            self._engine,
-            disk,
-            self._staging,
-            self._finished_read,
-            limit_bytes=options.read_ahead_bytes,
-            operation_bytes=options.operation_bytes,
-            hold_s=options.read_ahead_s,
-        )
+        parts = self._engine, disk, self._staging, options
+        self._reader = Reader(self._catalog, *parts)
+        self._writer: Writer | None = None
         if self._keeper is not None:
-            self._keeper.start(self._ahead.expire)
+            self._writer = Writer(self._keeper, *parts, self._writing)
+            self._keeper.start(self._reader.ahead.expire)
         self.open_s = time.monotonic() - begin
 
     def __enter__(self) -> "PageStore":
@@ -128,8 +115,8 @@ class PageStore:
             return 0
         self._catch_up()
         count = self._catalog.prefix(keys)
-        if read_ahead and count and self._reading.is_good:
-            self._ahead.announce(keys[:count])
+        if read_ahead:
+            self._reader.announce(keys[:count])
         return count
 
     def read(
@@ -158,19 +145,10 @@ class PageStore:
         memory = [[flat(buffer) for buffer in pieces] for pieces in targets]
         if any(not piece.flags.writeable for pieces in memory for piece in pieces):
             raise ValueError("a target is not writable")
-        results = [False] * len(keys)
         if self._closed or not keys:
-            return results
+            return [False] * len(keys)
         self._catch_up()
-        if self._reading.allows():
-            self._read(namespace, keys, memory, results)
-        hits = sum(results)
-        self._counts["hits"] += hits
-        self._counts["misses"] += len(keys) - hits
-        if hits:
-            last = len(results) - 1 - results[::-1].index(True)
-            self._catalog.touch(keys[last])
-        return results
+        return self._reader.read(namespace, keys, memory)
 
     def write(self, namespace: bytes, pages: Sequence[Page]) -> list[bool]:
         """Write pages, parents before their children.
@@ -189,32 +167,22 @@ class PageStore:
         _check_namespace(namespace)
         _check_keys([page.key for page in pages])
         _check_keys([page.parent for page in pages if page.parent is not None])
-        results = [False] * len(pages)
-        sources = {n: [flat(piece) for piece in page.buffers] for n, page in enumerate(pages)}
+        sources = [[flat(piece) for piece in page.buffers] for page in pages]
         offers: dict[bytes, Offer] = {}
         for number, page in enumerate(pages):
-            size = sum(len(piece) for piece in sources[number])
-            if slot_bytes_of(size) > self._options.staging_bytes // 4:
+            size = sum(map(len, sources[number]))
+            slot_bytes = slot_bytes_of(size)
+            if slot_bytes > self._options.staging_bytes // 4:
                 raise ValueError(
-                    f"a page of {size} bytes needs staging_bytes={4 * slot_bytes_of(size)}; "
+                    f"a page of {size} bytes needs staging_bytes={4 * slot_bytes}; "
                     f"it is {self._options.staging_bytes}"
                 )
-            offers.setdefault(page.key, Offer(number, page.key, page.parent, size))
-        keeper = self._keeper
-        if keeper is None or self._closed or not pages:
-            return results
-        if not self._writing.allows():
-            self._refuse(len(offers))
-            return results
-        deadline = time.monotonic() + self._options.stall_s
-        if not keeper.turn.acquire(timeout=self._options.stall_s):
-            self._refuse(len(offers))
-            return results
-        try:
-            self._write(keeper, namespace, list(offers.values()), sources, results, deadline)
-        finally:
-            keeper.turn.release()
-        return [results[offers[page.key].number] for page in pages]
+            if page.key not in offers:
+                offers[page.key] = Offer(number, page.key, page.parent, size, slot_bytes)
+        if self._writer is None or self._closed or not pages:
+            return [False] * len(pages)
+        resident = self._writer.write(namespace, list(offers.values()), sources)
+        return [offers[page.key].number in resident for page in pages]
 
     def touch(self, key: bytes) -> None:
         """A page was used elsewhere: it and its ancestors are evicted later. Does not block."""
@@ -243,7 +211,7 @@ class PageStore:
         """
         if self._keeper is None or self._closed:
             return
-        self._ahead.forget()
+        self._reader.ahead.forget()
         try:
             with self._keeper.turn:
                 self._keeper.clear()
@@ -252,10 +220,9 @@ class PageStore:
 
     def stats(self) -> StoreStats:
         """Counters and gauges."""
-        catalog, counts, keeper = self._catalog, self._counts, self._keeper
+        catalog, keeper, reader = self._catalog, self._keeper, self._reader
+        written = self._writer.counts if self._writer else Counter()
         with catalog.lock:
-            errors = self._reading.errors + self._writing.errors
-            written_today = self._hours.total_bytes()
             return StoreStats(
                 pages=len(catalog.index),
                 payload_bytes=catalog.index.payload_total_bytes,
@@ -264,23 +231,23 @@ class PageStore:
                 segments=len(catalog.segments.by_number),
                 direct=self._is_direct(),
                 writer=keeper is not None,
-                hits=counts["hits"],
-                misses=counts["misses"],
-                read_bytes=counts["read_bytes"],
-                written_pages=counts["written_pages"],
-                written_bytes=counts["written_bytes"],
+                hits=reader.counts["hits"],
+                misses=reader.counts["misses"],
+                read_bytes=reader.counts["read_bytes"],
+                written_pages=written["pages"],
+                written_bytes=written["bytes"],
                 duplicates=catalog.duplicates,
                 evicted=catalog.evicted,
                 refused={why: n for why, n in catalog.refused.items() if n},
                 dropped={why: n for why, n in catalog.dropped.items() if n},
-                errors=dict(errors),
-                read_ahead_pages=self._ahead.pages,
-                read_ahead_used=self._ahead.used_pages,
+                errors=dict(reader.health.errors + self._writing.errors),
+                read_ahead_pages=reader.ahead.pages,
+                read_ahead_used=reader.ahead.used_pages,
                 operations=self._engine.operations,
                 syncs=keeper.syncs if keeper else 0,
                 checkpoints=keeper.checkpoints if keeper else 0,
-                written_today_bytes=written_today,
-                healthy=self._reading.is_good and self._writing.is_good,
+                written_today_bytes=self._hours.total_bytes(),
+                healthy=reader.health.is_good and self._writing.is_good,
                 recovery=keeper.recovered.how if keeper else "follow",
                 open_s=self.open_s,
             )
@@ -309,7 +276,7 @@ class PageStore:
         if self._closed:
             return
         self._closed = True
-        self._ahead.forget()
+        self._reader.ahead.forget()
         idle = self._engine.close(time.monotonic() + self._options.stall_s)
         self._staging.close()
         if self._keeper is not None:
@@ -325,168 +292,6 @@ class PageStore:
         if self._keeper is not None:
             return self._keeper.files.direct
         return self._follower is not None and self._follower.direct
-
-    def _refuse(self, count: int) -> None:
-        with self._catalog.lock:
-            self._catalog.refused["disk"] += count
-
-    def _read(
-        self,
-        namespace: bytes,
-        keys: Sequence[bytes],
-        memory: list[list[Bytes]],
-        results: list[bool],
-    ) -> None:
-        deadline = time.monotonic() + self._options.stall_s
-        staged: dict[int, Staged] = {}
-        direct: list[int] = []
-        for number, key in enumerate(keys):
-            page = self._ahead.take(key)
-            if page is None:
-                direct.append(number)
-            else:
-                staged[number] = page
-        if direct:
-            self._ahead.skip([keys[number] for number in direct])
-        targets = dict(enumerate(memory))
-        reading = self._begin(namespace, keys, direct, targets, results)
-        again = []
-        for number, page in staged.items():
-            if page.copy(namespace, memory[number], deadline):
-                results[number] = True
-            else:
-                again.append(number)
-            page.done()
-        self._wait(reading, deadline)
-        if again and time.monotonic() < deadline:
-            # Read ahead but not the page that is asked for; the direct read says why, and heals.
-            self._wait(self._begin(namespace, keys, again, targets, results), deadline)
-
-    def _begin(
-        self,
-        namespace: bytes,
-        keys: Sequence[bytes],
-        numbers: Sequence[int],
-        targets: dict[int, list[Bytes]],
-        results: list[bool],
-    ) -> Reading:
-        """Queue direct reads of ``keys[number]``."""
-        found: list[Found] = []
-        for page in self._catalog.find(keys, numbers):
-            if sum(len(target) for target in targets[page.number]) == page.payload_bytes:
-                found.append(page)
-            else:
-                self._release([page], [(page, "length")])
-        parts = runs(found, self._operation_bytes(found))
-        reading = Reading(namespace, targets, results, Batch(len(parts)))
-        operations: list[Operation] = [
-            DirectRun(
-                self._disk,
-                self._staging,
-                [found[number] for number in part],
-                self._finished_read,
-                reading,
-            )
-            for part in parts
-        ]
-        self._engine.submit(operations, "read")
-        return reading
-
-    def _wait(self, reading: Reading, deadline: float) -> None:
-        if not reading.batch.wait(deadline):
-            reading.batch.abandon()
-            self._reading.failed(None)
-
-    def _operation_bytes(self, pages: Sequence[Found] | Sequence[Planned]) -> int:
-        """Size of operations that keeps all workers busy: an even share, within bounds."""
-        total = sum(page.segment.slot_bytes for page in pages)
-        share = total // self._options.io_threads
-        return min(self._options.operation_bytes, max(share, _LEAST_OPERATION_BYTES))
-
-    def _finished_read(
-        self,
-        pages: Sequence[Found],
-        drops: Sequence[tuple[Found, str]],
-        got: int,
-        failure: OSError | None,
-    ) -> None:
-        """A worker is done with pages."""
-        if failure is not None:
-            self._reading.failed(failure)
-        elif got:
-            self._reading.succeeded()
-            self._counts["read_bytes"] += got
-        self._release(pages, drops)
-
-    def _release(self, pages: Sequence[Found], drops: Sequence[tuple[Found, str]]) -> None:
-        for segment in self._catalog.release(pages, drops):
-            self._close_segment(segment.file)
-
-    def _close_segment(self, file: int) -> None:
-        try:
-            self._disk.close(file)
-        except OSError as error:
-            logger.debug("a removed segment: %s", error)
-
-    def _write(
-        self,
-        keeper: Keeper,
-        namespace: bytes,
-        offers: list[Offer],
-        sources: dict[int, list[Bytes]],
-        results: list[bool],
-        deadline: float,
-    ) -> None:
-        plan = self._catalog.plan(offers)
-        for number in plan.resident:
-            results[number] = True
-        self._make_room(keeper, plan, deadline)
-        committed: list[int] = []
-
-        def commit(written: Sequence[Planned]) -> None:
-            if keeper.commit(plan, written):
-                committed.extend(page.offer.number for page in written)
-
-        job = WriteJob(namespace, plan, sources, Batch(1), commit, self._writing.failed)
-        parts = runs(plan.accepted, self._operation_bytes(plan.accepted))
-        if not parts:
-            keeper.give_up(plan)
-            return
-        job.left = len(parts)
-        operations: list[Operation] = [
-            WriteRun(self._disk, self._staging, [plan.accepted[number] for number in part], job)
-            for part in parts
-        ]
-        self._engine.submit(operations, "write")
-        if not job.batch.wait(deadline):
-            job.batch.abandon()
-            self._writing.failed(None)
-            return
-        size = 0
-        for number in committed:
-            results[number] = True
-            size += sum(len(source) for source in sources[number])
-        if committed:
-            self._writing.succeeded()
-            self._counts["written_pages"] += len(committed)
-            self._counts["written_bytes"] += size
-
-    def _make_room(self, keeper: Keeper, plan: Plan, deadline: float) -> None:
-        """Segments for what has no slot; where none can be made, other pages go."""
-        catalog = self._catalog
-        while plan.waiting:
-            before = len(plan.waiting), catalog.segments.slots, catalog.may_grow
-            slot_bytes = slot_bytes_of(plan.waiting[0][0].payload_bytes)
-            if not self._engine.call(partial(keeper.grow, slot_bytes), "write", deadline):
-                self._writing.failed(None)
-                return
-            catalog.extend(plan)
-            if before == (len(plan.waiting), catalog.segments.slots, catalog.may_grow):
-                return  # all that could go is in use
-
-
-# Below this an operation costs more than it moves.
-_LEAST_OPERATION_BYTES = 512 * 1024
 
 
 def _check_namespace(namespace: bytes) -> None:

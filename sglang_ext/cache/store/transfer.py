@@ -7,35 +7,55 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TypeVar
 
 import xxhash
 
-from sglang_ext.cache.store.catalog import Found, Plan, Planned
 from sglang_ext.cache.store.disk import Disk, read_fully, write_fully
 from sglang_ext.cache.store.engine import Batch
 from sglang_ext.cache.store.format import BLOCK_BYTES, NO_KEY, PageHeader
+from sglang_ext.cache.store.plan import Found, Plan, Planned
 from sglang_ext.cache.store.segments import locate
 from sglang_ext.cache.store.staging import Block, Bytes, Staging, copy_in, copy_out
 
-__all__ = ["DirectRun", "ReadRun", "Reading", "WriteJob", "WriteRun", "mismatch", "runs"]
+__all__ = [
+    "DirectRun",
+    "ReadRun",
+    "Reading",
+    "WriteJob",
+    "WriteRun",
+    "mismatch",
+    "operation_bytes",
+    "runs",
+]
 
 
-def runs(pages: Sequence[Found] | Sequence[Planned], most_bytes: int) -> list[list[int]]:
-    """Numbers of pages in adjacent slots, in runs of up to ``most_bytes`` and at least one page."""
-    order = sorted(range(len(pages)), key=lambda number: pages[number].location)
-    result: list[list[int]] = []
+# Below this an operation costs more than it moves.
+_LEAST_OPERATION_BYTES = 512 * 1024
+InSlot = TypeVar("InSlot", Found, Planned)
+
+
+def operation_bytes(pages: Sequence[InSlot], in_flight: int, most_bytes: int) -> int:
+    """Size of operations that keeps all workers busy: an even share, within bounds."""
+    total = sum(page.segment.slot_bytes for page in pages)
+    return min(most_bytes, max(total // in_flight, _LEAST_OPERATION_BYTES))
+
+
+def runs(pages: Sequence[InSlot], most_bytes: int) -> list[list[InSlot]]:
+    """Pages in adjacent slots, in runs of up to ``most_bytes`` and at least one page."""
+    result: list[list[InSlot]] = []
     size = 0
     last = None
-    for number in order:
-        page = pages[number]
+    for page in sorted(pages, key=attrgetter("location")):
         slot_bytes = page.segment.slot_bytes
-        if last is not None and page.location == last + 1 and size + slot_bytes <= most_bytes:
-            result[-1].append(number)
-            size += slot_bytes
+        size += slot_bytes
+        if page.location == last and size <= most_bytes:
+            result[-1].append(page)
         else:
-            result.append([number])
+            result.append([page])
             size = slot_bytes
-        last = page.location
+        last = page.location + 1
     return result
 
 
@@ -137,9 +157,8 @@ class Reading:
     """One call of ``read``: whose memory, and what arrived."""
 
     namespace: bytes
-    targets: dict[int, list[Bytes]]
+    targets: list[list[Bytes]]
     results: list[bool]
-    batch: Batch
 
 
 class DirectRun(ReadRun):
@@ -152,39 +171,45 @@ class DirectRun(ReadRun):
         pages: list[Found],
         finished: Finished,
         reading: Reading,
+        batch: Batch,
     ) -> None:
         super().__init__(disk, staging, pages, finished)
         self._reading = reading
+        self._batch = batch
 
     def is_cancelled(self) -> bool:  # noqa: D102 - see `ReadRun`
-        return self._reading.batch.abandoned
+        return self._batch.abandoned
 
     def deliver(self, block: Block, got: int, drops: list[tuple[Found, str]]) -> None:  # noqa: D102
-        with block:
-            good: list[tuple[Found, int]] = []
-            for number, page in enumerate(self.pages):
-                start = number * self.slot_bytes
-                why = "cut"
-                if start + self.slot_bytes <= got:
-                    slot = block.view[start : start + self.slot_bytes]
-                    namespace = self._reading.namespace
-                    why, _ = mismatch(slot, page.key, namespace, page.payload_bytes)
-                if why:
-                    drops.append((page, why))
-                else:
-                    good.append((page, start + BLOCK_BYTES))
-            if not self._reading.batch.borrow():
-                return
-            try:
-                for page, start in good:
-                    payload = block.array[start : start + page.payload_bytes]
-                    copy_out(self._reading.targets[page.number], payload)
-                    self._reading.results[page.number] = True
-            finally:
-                self._reading.batch.give_back()
+        if not self._batch.borrow():
+            block.free()
+            return
+        try:
+            with block:
+                # Page by page, so that the copy finds in the processor's cache what was checked.
+                for number, page in enumerate(self.pages):
+                    why = self._deliver(block, number * self.slot_bytes, got, page)
+                    if why:
+                        drops.append((page, why))
+        finally:
+            self._batch.give_back()
+
+    def _deliver(self, block: Block, start: int, got: int, page: Found) -> str:
+        """Check one page and copy it; what does not match, if anything."""
+        end = start + self.slot_bytes
+        if end > got:
+            return "cut"
+        namespace = self._reading.namespace
+        why, _ = mismatch(block.view[start:end], page.key, namespace, page.payload_bytes)
+        if not why:
+            start += BLOCK_BYTES
+            payload = block.array[start : start + page.payload_bytes]
+            copy_out(self._reading.targets[page.number], payload)
+            self._reading.results[page.number] = True
+        return why
 
     def ended(self) -> None:  # noqa: D102
-        self._reading.batch.done()
+        self._batch.done()
 
 
 @dataclass
@@ -203,7 +228,7 @@ class WriteJob:
 
     namespace: bytes
     plan: Plan
-    sources: dict[int, list[Bytes]]
+    sources: list[list[Bytes]]
     batch: Batch
     commit: Callable[[Sequence[Planned]], None]
     failed: Callable[[OSError], None]
@@ -259,13 +284,12 @@ class WriteRun:
                 return False
             try:
                 for number, page in enumerate(self._pages):
-                    start = number * slot_bytes + BLOCK_BYTES
-                    end = (number + 1) * slot_bytes
-                    copy_in(block.array[start:end], self._job.sources[page.offer.number])
+                    start, end = number * slot_bytes, (number + 1) * slot_bytes
+                    payload = block.array[start + BLOCK_BYTES : end]
+                    copy_in(payload, self._job.sources[page.offer.number])
+                    self._head(block.view[start:end], page)
             finally:
                 self._job.batch.give_back()
-            for number, page in enumerate(self._pages):
-                self._head(block.view[number * slot_bytes :], page)
             offset = segment.offset_of(locate(self._pages[0].location)[1])
             size = len(self._pages) * slot_bytes
             write_fully(self._disk, segment.file, block.view[:size], offset)

@@ -387,6 +387,37 @@ def test_a_journal_that_fails_refuses_pages(faulty, disk):
     faulty.check_integrity()
 
 
+def test_a_bad_spot_costs_its_pages_and_heals(faulty, disk):
+    write(faulty, KEYS)
+    disk.fault = lambda operation, path, offset: (
+        errno.EIO if operation == "read" and path.suffix == ".seg" and offset == 4096 else 0
+    )
+    assert not read(faulty, KEYS[:1])[0]
+    assert faulty.prefix(KEYS) == 20, "once may be a disk that is away"
+    assert healthy_again(faulty, lambda: read(faulty, KEYS[10:11])[0])
+
+    def gone():
+        read(faulty, KEYS[:1])
+        read(faulty, KEYS[10:11])
+        return faulty.prefix(KEYS) == 0
+
+    assert healthy_again(faulty, gone)
+    assert faulty.stats().dropped["unreadable"]
+    disk.fault = lambda *what: 0
+    assert healthy_again(faulty, lambda: all(write(faulty, KEYS)) and all(read(faulty, KEYS)))
+    faulty.check_integrity()
+
+
+def test_children_of_a_page_that_was_not_written_are_not_resident(faulty, disk):
+    size = 600_000  # a segment each
+    disk.fault = lambda operation, path, offset: (
+        errno.EIO if operation == "write" and path.name == "000002.seg" and offset else 0
+    )
+    assert write(faulty, KEYS[:4], size) == [True, False, False, False]
+    assert faulty.stats().pages == faulty.prefix(KEYS)
+    faulty.check_integrity()
+
+
 def test_a_disk_that_hangs_costs_misses_and_touches_no_memory(faulty, disk):
     write(faulty, KEYS)
     disk.hang()
