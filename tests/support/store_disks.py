@@ -86,8 +86,9 @@ class _Inode:
 class PowerLossDisk(RealDisk):
     """The real disk, which also knows what each file would be after a power loss.
 
-    Unsynced writes are lost or kept sector by sector, in any order; sectors may be torn. Names of
-    a folder that was not synced are kept as of any moment since, as a journaling file system does.
+    Unsynced writes are lost or kept sector by sector, in any order; sectors may be torn. Changes of
+    names in a folder that was not synced are kept up to any moment, as a journaling file system
+    does, or each by itself.
     ``on_operation`` is called before each operation, with its name: to take an image there.
     """
 
@@ -177,7 +178,10 @@ class PowerLossDisk(RealDisk):
         """Write into ``target`` what a power loss at this moment may leave."""
         with self.lock_all:
             names = dict(self.durable)
-            for _, action in self.changes[: chance.randint(0, len(self.changes))]:
+            kept = self.changes[: chance.randint(0, len(self.changes))]
+            if chance.random() < 0.5:
+                kept = [change for change in self.changes if chance.random() < 0.5]
+            for _, action in kept:
                 action(names)
             kept = chance.choice((0.0, 0.5, 0.9, 1.0, chance.random()))
             for path, inode in names.items():

@@ -32,7 +32,7 @@ _CHECKPOINT = re.compile(r"index-(\d+)\.ckpt")
 _JOURNAL = re.compile(r"journal-(\d+)\.log")
 _SEGMENT = re.compile(r"(\d{6})\.seg")
 # What was being written under another name when the process ended.
-_PARTIAL = re.compile(r"(STORE|index-\d+\.ckpt)\.partial")
+_PARTIAL = re.compile(r"(STORE|index-\d+\.ckpt|journal-\d+\.log)\.partial")
 
 
 class StoreFolder:
@@ -75,6 +75,10 @@ class StoreFolder:
     def segment_path(self, number: int) -> Path:
         """Path of a segment."""
         return self.segments / f"{number:06d}.seg"
+
+    def partial(self, path: Path) -> Path:
+        """The name of a file of ours until it is whole."""
+        return path.with_name(path.name + ".partial")
 
     def checkpoints(self) -> list[int]:
         """Generations of the checkpoints, oldest first."""
@@ -121,7 +125,7 @@ class StoreFolder:
 
     def write_file(self, path: Path, data: memoryview | bytes) -> None:
         """Replace one of our files durably: another name, fsync, rename, fsync of the folder."""
-        partial = path.with_name(path.name + ".partial")
+        partial = self.partial(path)
         self._remove(partial)
         with self.opened(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
             # All blocks at once: a full disk is told of before anything is written, and the file

@@ -53,10 +53,12 @@ class Follower:
         self._next = 0
         self._looked_s = -_LOOK_AGAIN_S
         self._folder: StoreFolder | None = None
+        self._seen: tuple[list[int], list[int]] | None = None
         self.files: SegmentFiles | None = None
         self.catalog = Catalog(Index(), Segments(self._space), self._hours, lambda record: None)
         self._replay = Replay(self.catalog.index, self.catalog.segments, self._hours)
-        self.catch_up()
+        with contextlib.suppress(OSError):  # as later: looked at again
+            self._attach()
 
     @property
     def direct(self) -> bool:
@@ -72,7 +74,7 @@ class Follower:
                         self._attach()
                     return
                 self._follow()
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 logger.debug("page store %s: following: %s", self._path, error)
 
     def close(self) -> None:
@@ -95,6 +97,11 @@ class Follower:
             return
         if not folder.load():
             return
+        seen = folder.checkpoints(), folder.journals()
+        if seen == self._seen:
+            return  # still no writer
+        self._detach()
+        self._seen = seen
         self._folder = folder
         self.files = SegmentFiles(folder, direct=self._options.direct, read_only=True)
         segments = Segments(self._space)
@@ -106,13 +113,15 @@ class Follower:
             recovered = recover(
                 folder, segments, self._hours, threads=0, on_segment=self._on_segment
             )
-            if recovered.how not in ("journal", "clean"):
-                return
-            with contextlib.suppress(FileNotFoundError, StoreError):  # the writer is opening
+            if recovered.how == "journal":
                 self._reader = JournalReader(folder, recovered.position[0])
                 self._next = recovered.position[1]
-            self._switch(recovered.index, segments)
-            attached = self._reader is not None
+            # Clean: nobody writes; what is there can be read until somebody does.
+            attached = recovered.how in ("journal", "clean")
+            if attached:
+                self._switch(recovered.index, segments)
+        except (FileNotFoundError, StoreError) as error:
+            logger.debug("page store %s: the writer is opening it: %s", self._path, error)
         finally:
             if not attached:
                 self._detach()
@@ -127,6 +136,7 @@ class Follower:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+        self._seen = None
         with self.catalog.lock:
             segments = list(self.catalog.segments)
             for segment in segments:

@@ -184,16 +184,20 @@ class Journal:
 
     def _begin(self, generation: int) -> None:
         disk, path = self._folder.disk, self._folder.journal_path(generation)
-        self._folder.remove(path)
-        file = self._folder.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        # Under another name until it is whole: a journal without a good header is a damaged one.
+        partial = self._folder.partial(path)
+        self._folder.remove(partial)
+        file = self._folder.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             disk.allocate(file, self._size_bytes)
             header = JournalHeader(self._folder.store_id, generation, self._size_bytes).pack()
             write_fully(disk, file, memoryview(header), 0)
             disk.sync(file)
+            disk.rename(partial, path)
             disk.sync_folder(self._folder.path)
         except BaseException:
             disk.close(file)
+            self._folder.remove(partial)
             self._folder.remove(path)
             raise
         if self._file is not None and self._file not in self._unsynced:

@@ -64,6 +64,7 @@ class Keeper:
         self._hours = hours
         self._health = health
         self._interval_s = options.sync_interval_s
+        self._stall_s = options.stall_s
         self._syncing = threading.Lock()
         self._checkpointing = threading.Lock()
         self._growing = threading.Lock()
@@ -222,7 +223,8 @@ class Keeper:
         self._ended = True
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(10 * self._interval_s)
+            self._thread.join(self._stall_s)
+            idle = idle and not self._thread.is_alive()  # it may hang in a sync
         try:
             if idle:
                 self._last_sync()

@@ -238,6 +238,7 @@ class ReadAhead:
             others = [page for page in others if self._staged[page.key].run is run]
             for page in others:
                 del self._staged[page.key]
+        self.pages -= len(run.pages)
         self._finished(run.pages, (), 0, None)
         run.let_go(len(others) + 2)  # the page that was asked for and the operation itself, too
 

@@ -263,8 +263,7 @@ def _replay(
             reader = JournalReader(folder, generation)
         except (StoreError, OSError) as error:
             recovered.damage.append((folder.journal_path(generation).name, str(error)))
-            # The last one may be torn: it was being made when the power went.
-            return generation == journals[-1] and generation != journals[0]
+            return False
         try:
             last = _replay_one(reader.records(first), generation, replay)
         except OSError as error:

@@ -191,10 +191,10 @@ class PageStore:
             self._catalog.touch(key)
 
     def flush(self) -> None:
-        """Make all that was accepted durable; blocks until it is.
+        """Make all that was accepted durable; blocks for as long as the disk takes.
 
         Raises:
-            StoreError: the disk failed or did not answer.
+            StoreError: the disk failed.
         """
         if self._keeper is None or self._closed:
             return

@@ -6,6 +6,7 @@ from support.store_pages import chain, options, read, write
 from sglang_ext.cache.store import PageStore
 from sglang_ext.cache.store import follower as follower_module
 from sglang_ext.cache.store.options import MIB
+from sglang_ext.errors import StoreFolderError
 
 KEYS = chain("a", 20)
 
@@ -43,6 +44,31 @@ def test_it_finds_what_is_in_a_checkpoint(folder):
         write(writer, KEYS)
     with PageStore(folder, options()), PageStore.follow(folder, options()) as view:
         assert all(read(view, KEYS))
+
+
+def test_it_reads_what_a_closed_store_holds(folder):
+    with PageStore(folder, options()) as writer:
+        write(writer, KEYS[:10])
+    with PageStore.follow(folder, options()) as view:
+        assert view.stats().pages == 10
+        assert all(read(view, KEYS[:10]))
+        with PageStore(folder, options()) as writer:
+            write(writer, KEYS[10:], parent=KEYS[9])
+            assert any(view.prefix(KEYS) == 20 for _ in range(5))
+            assert all(read(view, KEYS))
+        assert any(view.prefix(KEYS) == 20 for _ in range(5))
+
+
+def test_a_folder_that_must_not_be_used_is_told_at_the_start_and_is_a_miss_later(folder):
+    with PageStore(folder, options()) as writer:
+        write(writer, KEYS)
+        view = PageStore.follow(folder, options())
+    folder.chmod(0o755)
+    with pytest.raises(StoreFolderError):
+        PageStore.follow(folder, options())
+    view.prefix(KEYS)
+    read(view, KEYS)
+    view.close()
 
 
 def test_it_writes_nothing(folder):

@@ -88,6 +88,16 @@ def test_only_the_asked_kind_goes():
     assert index.next_to_go(1) == 1
 
 
+def test_a_queued_leaf_that_got_a_child_stays():
+    index = Index()
+    grow(index, 0, time_us=1)
+    assert index.next_to_go(0) == 1  # in the queue now
+    grow(index, 1, 0, time_us=2)
+    grow(index, 2, time_us=3)
+    assert numbers(index.evict(0, 1)) == [1]
+    assert numbers(index.evict(0, 1)) == [0]
+
+
 def test_removing_a_tree_gives_children_before_parents():
     index = Index()
     grow(index, 0)
