@@ -15,6 +15,7 @@
     │   ├── StoreFormatError    it was written by a newer release (exit code 2)
     │   └── StoreInUseError     another writer holds it (exit code 2)
     ├── PatchError            a patch does not apply or does not do what its test says
+    ├── BenchError            a benchmark could not measure what it was asked to
     └── DemoError             the demonstration could not run to its end
 
 A message says what went wrong, where, the value that was found, and what to do about it.
@@ -22,6 +23,7 @@ The command line prints the message alone and exits with ``exit_code``.
 """
 
 __all__ = [
+    "BenchError",
     "CompatibilityError",
     "ConfigError",
     "DemoError",
@@ -109,6 +111,10 @@ class StoreInUseError(StoreError):
 
 class PatchError(SglangExtError):
     """A patch does not apply, or its test does not show what it claims."""
+
+
+class BenchError(SglangExtError):
+    """A benchmark could not measure what it was asked to."""
 
 
 class DemoError(SglangExtError):

@@ -1,6 +1,5 @@
 """``sglang-ext cache``: looks at the disk tier, checks every page of it, gives space back."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sglang_ext.cache import upkeep
+from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.config import format_size, parse_size
 from sglang_ext.errors import ConfigError
 
@@ -21,13 +21,6 @@ __all__ = ["cache"]
 
 _folder = click.argument(
     "folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
-_json = click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Also write the result as one JSON object.",
 )
 
 
@@ -41,9 +34,10 @@ def cache() -> None:
 
 @cache.command()
 @_folder
-@_json
+@json_option()
 def stat(folder: Path, json_file: Path | None) -> None:
     """Pages, bytes and state of each store. Works beside a running server."""
+    open_json(json_file)
     states = [upkeep.look(store) for store in upkeep.stores_in(folder)]
     table = Table(box=None, pad_edge=False)
     for heading in ("store", "pages", "payload", "on disk", "segments", "in use by"):
@@ -63,19 +57,20 @@ def stat(folder: Path, json_file: Path | None) -> None:
         name: sum(getattr(state, name) for state in states)
         for name in ("pages", "payload_bytes", "disk_bytes")
     }
-    _write(json_file, {"ok": not problems, **totals, "stores": [asdict(one) for one in states]})
+    write_json(json_file, {"ok": not problems, **totals, "stores": [asdict(one) for one in states]})
     raise SystemExit(1 if problems else 0)
 
 
 @cache.command()
 @_folder
-@_json
+@json_option()
 def verify(folder: Path, json_file: Path | None) -> None:
     """Read every page and compare it with its checksum, key and place; nothing is changed.
 
     Not beside a running server.
     """
     stores = upkeep.stores_in(folder)
+    open_json(json_file)
     findings: list[dict[str, Any]] = []
     pages: dict[Path, int] = {}
     with _progress("verifying") as on_page:
@@ -90,7 +85,7 @@ def verify(folder: Path, json_file: Path | None) -> None:
     checked = sum(pages.values())
     _print_findings(findings)
     click.echo(f"{checked} pages in {len(stores)} stores, {len(findings)} findings")
-    _write(
+    write_json(
         json_file,
         {"ok": not findings, "stores": len(stores), "pages": checked, "findings": findings},
     )
@@ -105,7 +100,7 @@ def verify(folder: Path, json_file: Path | None) -> None:
     type=click.IntRange(min=1),
     help="Stores that the server uses; those above are removed. Default: all are used.",
 )
-@_json
+@json_option()
 def gc(folder: Path, size: str | None, ranks: int | None, json_file: Path | None) -> None:
     """Remove unused stores, left-over files and pages that do not match; shrink to a size.
 
@@ -116,6 +111,7 @@ def gc(folder: Path, size: str | None, ranks: int | None, json_file: Path | None
         size_bytes = None if size is None else parse_size(size)
     except ConfigError as error:
         raise ConfigError(f"--size: {error}") from None
+    open_json(json_file)
     with _progress("checking") as on_page:
         cleaned = upkeep.clean(folder, size_bytes=size_bytes, ranks=ranks, on_page=on_page)
     _print_findings(cleaned.findings)
@@ -127,7 +123,7 @@ def gc(folder: Path, size: str | None, ranks: int | None, json_file: Path | None
         f"{cleaned.dropped_pages} pages dropped, {cleaned.evicted_pages} evicted, "
         f"{format_size(cleaned.freed_bytes)} given back"
     )
-    _write(json_file, {"ok": not cleaned.kept, **asdict(cleaned)})
+    write_json(json_file, {"ok": not cleaned.kept, **asdict(cleaned)})
     raise SystemExit(1 if cleaned.kept else 0)
 
 
@@ -163,8 +159,3 @@ def _print_findings(findings: list[dict[str, Any]]) -> None:
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
-
-
-def _write(json_file: Path | None, result: dict[str, Any]) -> None:
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
