@@ -28,7 +28,8 @@ class StoreOptions:
             memory once it has been used.
         read_ahead_bytes: how much of the staging memory read-ahead may hold. Default 128 MiB.
         operation_bytes: pages that lie together are moved in operations of up to this. Default
-            4 MiB; cost: ``io_threads`` times this in staging.
+            1.125 MiB: larger ones leave the disk idle at the end of each call (4 MiB: 1,237 instead
+            of 1,826 MB/s at pages of 1 MiB). Cost: ``io_threads`` times this in staging.
         sync_interval_s: how often what was written is made durable against power loss.
         stall_s: how long a call waits for the disk before it counts misses.
         read_ahead_s: how long a page that was read ahead is held for somebody to take it.
@@ -42,7 +43,7 @@ class StoreOptions:
     io_threads: int = 16
     staging_bytes: int = 256 * MIB
     read_ahead_bytes: int = 128 * MIB
-    operation_bytes: int = 4 * MIB
+    operation_bytes: int = 1152 * 1024
     sync_interval_s: float = 1.0
     stall_s: float = 10.0
     read_ahead_s: float = 10.0
