@@ -63,6 +63,7 @@ class FaultyDisk(RealDisk):
     def rename(self, old, new):
         self._check("rename", new)
         super().rename(old, new)
+        self.paths.update({file: Path(new) for file, path in self.paths.items() if path == old})
 
     def remove(self, path):
         self._check("remove", path)

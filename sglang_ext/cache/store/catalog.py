@@ -347,8 +347,10 @@ class Catalog:
         """Give slots to what waits, in order, as far as there are any."""
         while plan.waiting:
             slot_bytes = plan.waiting[0][0].slot_bytes
-            sizes = (offer.slot_bytes for offer, _ in plan.waiting)
-            count = sum(1 for _ in takewhile(slot_bytes.__eq__, sizes))
+            sizes = [offer.slot_bytes for offer, _ in plan.waiting]
+            count = len(sizes)
+            if sizes.count(slot_bytes) < count:  # seldom: pages of one call are of one size
+                count = sum(1 for _ in takewhile(slot_bytes.__eq__, sizes))
             free = self.segments.free_slots(slot_bytes)
             if free < count:
                 if self.can_grow(slot_bytes):

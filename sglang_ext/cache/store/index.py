@@ -89,6 +89,9 @@ class Index:
         Returns:
             Keys and locations of what was removed, each child before its parent.
         """
+        if self.child[row] == NO_ROW:
+            self._unlink(row)
+            return [self._discard(row)]
         order = [row]
         for at in order:  # grows while it is walked: breadth first
             order.extend(self.children(at))

@@ -38,7 +38,7 @@ InSlot = TypeVar("InSlot", Found, Planned)
 
 def operation_bytes(pages: Sequence[InSlot], in_flight: int, most_bytes: int) -> int:
     """Size of operations that keeps all workers busy: an even share, within bounds."""
-    total = sum(page.segment.slot_bytes for page in pages)
+    total = len(pages) * pages[0].segment.slot_bytes if pages else 0
     return min(most_bytes, max(total // in_flight, _LEAST_OPERATION_BYTES))
 
 
@@ -244,10 +244,10 @@ class WriteJob:
             self.left -= 1
             last = self.left == 0
         if last:
-            order = {page.location: number for number, page in enumerate(self.plan.accepted)}
-            self.written.sort(key=lambda page: order[page.location])
+            # Parents first, as they were accepted.
+            written = {page.location for page in self.written}
             try:
-                self.commit(self.written)
+                self.commit([p for p in self.plan.accepted if p.location in written])
             finally:
                 self.batch.done()
 
