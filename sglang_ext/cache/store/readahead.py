@@ -168,7 +168,7 @@ class ReadAhead:
         return staged
 
     def skip(self, keys: Sequence[bytes]) -> None:
-        """These pages are being asked for: do not begin to read them ahead any more."""
+        """These pages are being read directly: do not read them ahead as well."""
         with self._guard:
             if not self._prefixes:
                 return

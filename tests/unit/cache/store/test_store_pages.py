@@ -550,19 +550,6 @@ def test_read_ahead_stays_within_its_bound_and_goes_on_as_pages_are_taken(tmp_pa
         assert store.stats().read_ahead_used > 50
 
 
-def test_no_page_is_read_both_ahead_and_directly(tmp_path):
-    size = 65536
-    bounds = {"staging_bytes": 16 * MIB, "read_ahead_bytes": 4 * MIB, "operation_bytes": MIB}
-    for attempt in range(4):  # it depends on what workers do while the call looks for its pages
-        with PageStore(tmp_path / f"s{attempt}", options(48 * MIB, **bounds)) as store:
-            keys = chain("long", 400)
-            assert all(write(store, keys, size))
-            store.prefix(keys, read_ahead=True)
-            for start in range(0, 400, 100):
-                assert all(read(store, keys[start : start + 100], size))
-            assert store.stats().read_bytes == 400 * (size + 4096)
-
-
 def test_no_page_is_read_ahead_twice(tmp_path):
     size = 65536
     bounds = {"read_ahead_bytes": 8 * (size + 4096), "operation_bytes": 4 * (size + 4096)}
