@@ -142,6 +142,9 @@ class ReadAhead:
         self._staged: dict[bytes, Staged] = {}
         self._prefixes: deque[deque[bytes]] = deque()
         self._held_bytes = 0
+        self._slot_bytes = BLOCK_BYTES  # of the last pages; until they are known, small
+        # With less room than this it is not worth to begin another operation.
+        self._worth_bytes = min(operation_bytes, limit_bytes // 4)
 
     def announce(self, keys: Sequence[bytes]) -> None:
         """These pages will be read soon, in this order. Does not block."""
@@ -165,7 +168,7 @@ class ReadAhead:
         return staged
 
     def skip(self, keys: Sequence[bytes]) -> None:
-        """These pages are being asked for: do not begin to read them ahead any more."""
+        """These pages are being read directly: do not read them ahead as well."""
         with self._guard:
             if not self._prefixes:
                 return
@@ -175,17 +178,21 @@ class ReadAhead:
                     prefix.popleft()
 
     def fill(self) -> None:
-        """Read on as far as there is room."""
+        """Read on as far as there is room for whole operations."""
         submitted: list[AheadRun] = []
         with self._guard:
-            while self._prefixes and self._held_bytes < self._limit_bytes:
+            while self._prefixes:
+                room = self._limit_bytes - self._held_bytes
+                if room < self._worth_bytes and self._held_bytes:
+                    break
                 keys = self._prefixes[0]
-                chunk = [keys.popleft() for _ in range(min(_CHUNK_PAGES, len(keys)))]
                 if not keys:
                     self._prefixes.popleft()
-                left = self._begin(chunk, submitted)
-                if left:
-                    self._prefixes.appendleft(deque([*left, *keys]))
+                    continue
+                count = max(1, min(_CHUNK_PAGES, room // self._slot_bytes, len(keys)))
+                late = self._begin([keys.popleft() for _ in range(count)], submitted)
+                keys.extendleft(reversed(late))
+                if late:
                     break
         if submitted:
             self._engine.submit(list(submitted), "ahead")
@@ -220,15 +227,16 @@ class ReadAhead:
             if self._held_bytes + operation.size_bytes > self._limit_bytes:
                 late.extend(pages)
                 continue
+            self._slot_bytes = operation.slot_bytes
             self._held_bytes += operation.size_bytes
             self.pages += len(pages)
             for page in pages:
                 self._staged[page.key] = Staged(page, operation)
             submitted.append(operation)
-        if not late:
-            return []
         self._finished(late, (), 0, None)
         numbers = {page.number for page in late}
+        if len(late) == len(found) and not self._held_bytes:
+            return []  # larger than all the room there is
         return [key for number, key in enumerate(keys) if number in numbers]
 
     def _cancel(self, run: AheadRun, taken: bytes) -> None:

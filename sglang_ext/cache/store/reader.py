@@ -93,15 +93,14 @@ class Reader:
         reading = Reading(namespace, memory, results)
         staged: dict[int, Staged] = {}
         direct: list[int] = []
-        # First: taking pages makes room, and read-ahead would go on with what is about to be read
-        # directly; such pages would be read twice and hold their room until they expire.
-        self.ahead.skip(keys)
         for number, key in enumerate(keys):
             page = self.ahead.take(key)
             if page is None:
                 direct.append(number)
             else:
                 staged[number] = page
+        if direct:
+            self.ahead.skip([keys[number] for number in direct])
         batch = self._begin(reading, keys, direct)
         again = []
         for number, page in staged.items():

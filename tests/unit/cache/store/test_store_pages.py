@@ -550,17 +550,26 @@ def test_read_ahead_stays_within_its_bound_and_goes_on_as_pages_are_taken(tmp_pa
         assert store.stats().read_ahead_used > 50
 
 
-def test_no_page_is_read_both_ahead_and_directly(tmp_path):
+def test_no_page_is_read_ahead_twice(tmp_path):
     size = 65536
-    bounds = {"staging_bytes": 16 * MIB, "read_ahead_bytes": 4 * MIB, "operation_bytes": MIB}
-    for attempt in range(4):  # it depends on what workers do while the call looks for its pages
-        with PageStore(tmp_path / f"s{attempt}", options(48 * MIB, **bounds)) as store:
-            keys = chain("long", 400)
-            assert all(write(store, keys, size))
-            store.prefix(keys, read_ahead=True)
-            for start in range(0, 400, 100):
-                assert all(read(store, keys[start : start + 100], size))
-            assert store.stats().read_bytes == 400 * (size + 4096)
+    bounds = {"read_ahead_bytes": 8 * (size + 4096), "operation_bytes": 4 * (size + 4096)}
+    with PageStore(tmp_path / "s", options(32 * MIB, **bounds)) as store:
+        keys = chain("long", 100)
+        assert all(write(store, keys, size))
+        before = store.stats().read_bytes
+        store.prefix(keys, read_ahead=True)
+        for start in range(0, 100, 4):
+            assert all(read(store, keys[start : start + 4], size))
+        time.sleep(0.1)
+        assert store.stats().read_bytes - before == 100 * (size + 4096)
+
+
+def test_a_page_that_is_larger_than_the_room_is_not_read_ahead(tmp_path):
+    with PageStore(tmp_path / "s", options(read_ahead_bytes=65536)) as store:
+        assert all(write(store, KEYS[:3], 100_000))
+        assert store.prefix(KEYS[:3], read_ahead=True) == 3
+        assert all(read(store, KEYS[:3], 100_000))
+        assert store.stats().read_ahead_pages == 0
 
 
 def test_what_nobody_takes_is_given_up(tmp_path):
