@@ -95,7 +95,7 @@ def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -
     for setting in ext_config.stock_settings(config, ranks=ranks):
         if setting.overridable and setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
-    ext_config.check_l1_holds_a_page(config, getattr(parsed, "page_size", None) or 1)
+    ext_config.check_l1_holds_a_page(config, getattr(parsed, "page_size", None))
     settings = ext_config.stock_settings(config, ranks=ranks, identity=_identity(parsed))
     ext_config.check_conflicts(config, settings, stock_given)
     if config.cache.l3_dir:
@@ -178,6 +178,7 @@ def _check_model(parsed: argparse.Namespace) -> None:
     try:
         folder = Path(path).expanduser()
         present, is_folder = folder.exists(), folder.is_dir()
+        has_config = (folder / "config.json").is_file()
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--model-path: {path} cannot be opened: {error}") from None
     if not present:
@@ -185,7 +186,7 @@ def _check_model(parsed: argparse.Namespace) -> None:
             f"--model-path: {path} does not exist; give a model folder (sglang-ext model smollm2 "
             "makes one)"
         )
-    if is_folder and not (folder / "config.json").is_file():
+    if is_folder and not has_config:
         raise ConfigError(
             f"--model-path: {path} holds no config.json, so it is not a model folder; give one "
             "(sglang-ext model smollm2 makes one)"

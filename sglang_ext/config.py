@@ -53,6 +53,8 @@ _SHOWN = 40
 # 1,500-token shared prefix still loses less than 5 % to the unfinished page at its end.
 _DEFAULT_PAGE_TOKENS = 64
 
+# Less than any page is a size whose unit was forgotten.
+_LEAST_L2_BYTES = 1_000_000
 # The third tier of one rank is not smaller: its index and journal want some of it too.
 _LEAST_L3_BYTES = 8_000_000
 
@@ -254,6 +256,8 @@ def _check_together(cache: CacheConfig) -> None:
         if given:
             raise ConfigError(f"{given[0]} does nothing without --ext-cache; add --ext-cache")
         return
+    if cache.l2_bytes:
+        _check_l2_size(cache.l2_bytes)
     if cache.l3_dir and not cache.l3_bytes:
         raise ConfigError(
             "--ext-l3-dir needs --ext-l3-size, such as 500GB: a cache without a bound fills its "
@@ -262,6 +266,20 @@ def _check_together(cache: CacheConfig) -> None:
     for flag in FLAGS:
         if flag.name.startswith("--ext-l3-") and getattr(cache, flag.field) and not cache.l3_dir:
             raise ConfigError(f"{flag.name} needs --ext-l3-dir, the folder of the third tier")
+
+
+def _check_l2_size(size_bytes: int) -> None:
+    if size_bytes < _LEAST_L2_BYTES:
+        raise ConfigError(
+            f"--ext-l2-size: {format_size(size_bytes)} holds next to nothing; a number without a "
+            "unit counts bytes, expected a size such as 64GB"
+        )
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size_bytes >= memory_bytes:
+        raise ConfigError(
+            f"--ext-l2-size: {format_size(size_bytes)} do not fit into this machine's memory of "
+            f"{format_size(memory_bytes)}; give less than what is free of it"
+        )
 
 
 def prepare_l3_dir(path: str) -> None:
@@ -274,13 +292,15 @@ def prepare_l3_dir(path: str) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
+    except FileExistsError:
+        raise ConfigError(
+            f"--ext-l3-dir: {path} is not a folder", fix="give another path"
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"--ext-l3-dir: cannot make or open {path}: {error.strerror}",
             fix="give a folder that this user may write",
         ) from None
-    if not folder.is_dir():
-        raise ConfigError(f"--ext-l3-dir: {path} is not a folder", fix="give another path")
     if status.st_uid != os.geteuid():
         raise ConfigError(
             f"--ext-l3-dir: {path} belongs to user id {status.st_uid}, and this server runs as "
@@ -291,11 +311,13 @@ def prepare_l3_dir(path: str) -> None:
         raise ConfigError(
             f"--ext-l3-dir: {path} can be opened by other users (mode "
             f"{status.st_mode & 0o777:o}), who could read or plant cached prompts",
-            fix=f"run: chmod 700 {path}",
+            fix=f"give a folder of its own below it, such as {folder / 'kv'}, or, where nobody "
+            "else needs this one, make it yours alone (mode 700)",
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"--ext-l3-dir: {path} is not writable for this user", fix=f"run: chmod 700 {path}"
+            f"--ext-l3-dir: {path} is not writable for this user",
+            fix="give it mode 700, or give a folder on a disk that is mounted for writing",
         )
 
 
@@ -441,12 +463,15 @@ def check_conflicts(
         )
 
 
-def check_l1_holds_a_page(config: ExtConfig, page_tokens: int) -> None:
-    """Refuse a device tier that no page fits into.
+def check_l1_holds_a_page(config: ExtConfig, page_tokens: int | None) -> None:
+    """Refuse a device tier that no page fits into; ``page_tokens``: None where SGLang decides.
 
     Raises:
         ConfigError: names both sizes.
     """
+    page_tokens = 1 if page_tokens is None else page_tokens
+    if page_tokens < 1:
+        raise ConfigError(f"--page-size {page_tokens} is no page; expected at least one token")
     tokens = config.cache.l1_tokens
     if tokens is not None and tokens < page_tokens:
         raise ConfigError(

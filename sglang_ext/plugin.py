@@ -348,7 +348,10 @@ def reference_device() -> bool:
 
 def _refuse(error: CompatibilityError) -> None:
     if strict():
-        raise SystemExit(f"sglang-ext: error: {error} ({STRICT}=0 starts without sglang-ext)")
+        raise SystemExit(
+            f"sglang-ext: error: {error} ({STRICT}=0 starts without sglang-ext, on a device that "
+            "SGLang itself serves)"
+        )
     logger.error("sglang-ext is not active: %s", error)
     _statuses[:] = [SeamStatus("sglang-ext", "failed", str(error))]
     # Whatever release this is: /server_info shall say so if it can.
@@ -409,7 +412,7 @@ def verify() -> None:
             f"{len(failed)} of {len(_statuses)} seams did not take effect: {message}. Tested with "
             f"SGLang {', '.join(upstream.TESTED_RELEASES)}, installed is "
             f"{upstream.installed('sglang')}; install a tested release, see `sglang-ext doctor`, "
-            f"or set {STRICT}=0 to go on without these"
+            f"or set {STRICT}=0 to go on without these, as far as SGLang does"
         )
         raise SystemExit(f"sglang-ext: error: {error}")
     for status in failed:

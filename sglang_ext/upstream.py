@@ -297,7 +297,8 @@ def resolve(path: str) -> Any:
                 fix="install that package (requirements/server.txt names what SGLang needs)",
             ) from error
         raise CompatibilityError(f"{path} is not in this SGLang ({error})", fix=_TESTED) from error
-    except (OSError, RuntimeError) as error:  # a broken shared library under it
+    # A broken shared library under it, or a platform that SGLANG_PLATFORM names and nobody has.
+    except (OSError, RuntimeError, KeyError) as error:
         raise CompatibilityError(f"{module_name} cannot be imported: {error}") from error
     return found
 

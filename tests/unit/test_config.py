@@ -57,11 +57,21 @@ def test_bad_tokens_say_what_was_expected(text):
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize(
+    ("size", "said"), [("64", "without a unit counts bytes"), ("64PB", "this machine's memory")]
+)
+def test_host_tier_of_a_forgotten_unit_or_beyond_memory_is_refused(size, said):
+    with pytest.raises(ConfigError, match=said):
+        config.parse({"ext_cache": True, "ext_l2_size": size})
+
+
 def test_device_tier_holds_a_page_at_least():
     parsed = config.parse({"ext_cache": True, "ext_l1_tokens": "63"})
     config.check_l1_holds_a_page(parsed, 63)
     with pytest.raises(ConfigError, match=r"--ext-l1-tokens 63 .* 64 tokens"):
         config.check_l1_holds_a_page(parsed, 64)
+    with pytest.raises(ConfigError, match="--page-size 0 is no page"):
+        config.check_l1_holds_a_page(parsed, 0)
 
 
 def test_nothing_given_is_nothing_active():
@@ -196,7 +206,7 @@ def test_l3_folder_is_made_for_its_owner_alone(tmp_path):
 def test_l3_folder_that_is_a_file(tmp_path):
     file = tmp_path / "kv"
     file.write_text("not a folder")
-    with pytest.raises(ConfigError, match="cannot make or open"):
+    with pytest.raises(ConfigError, match="kv is not a folder"):
         config.prepare_l3_dir(str(file))
     assert file.read_text() == "not a folder"
 
@@ -206,7 +216,7 @@ def test_l3_folder_open_to_others_is_refused(tmp_path, mode):
     folder = tmp_path / "kv"
     folder.mkdir()
     folder.chmod(mode)
-    with pytest.raises(ConfigError, match=f"chmod 700 {folder}"):
+    with pytest.raises(ConfigError, match=r"make it yours alone \(mode 700\)"):
         config.prepare_l3_dir(str(folder))
 
 
