@@ -96,6 +96,7 @@ def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -
         if setting.overridable and setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
     ext_config.check_l1_holds_a_page(config, getattr(parsed, "page_size", None))
+    ext_config.check_l2_fits(config, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     settings = ext_config.stock_settings(config, ranks=ranks, identity=_identity(parsed))
     ext_config.check_conflicts(config, settings, stock_given)
     if config.cache.l3_dir:

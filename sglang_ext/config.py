@@ -28,6 +28,7 @@ __all__ = [
     "StockSetting",
     "check_conflicts",
     "check_l1_holds_a_page",
+    "check_l2_fits",
     "describe",
     "format_size",
     "parse",
@@ -256,8 +257,11 @@ def _check_together(cache: CacheConfig) -> None:
         if given:
             raise ConfigError(f"{given[0]} does nothing without --ext-cache; add --ext-cache")
         return
-    if cache.l2_bytes:
-        _check_l2_size(cache.l2_bytes)
+    if cache.l2_bytes is not None and cache.l2_bytes < _LEAST_L2_BYTES:
+        raise ConfigError(
+            f"--ext-l2-size: {format_size(cache.l2_bytes)} holds next to nothing; a number without "
+            "a unit counts bytes, expected a size such as 64GB"
+        )
     if cache.l3_dir and not cache.l3_bytes:
         raise ConfigError(
             "--ext-l3-dir needs --ext-l3-size, such as 500GB: a cache without a bound fills its "
@@ -266,20 +270,6 @@ def _check_together(cache: CacheConfig) -> None:
     for flag in FLAGS:
         if flag.name.startswith("--ext-l3-") and getattr(cache, flag.field) and not cache.l3_dir:
             raise ConfigError(f"{flag.name} needs --ext-l3-dir, the folder of the third tier")
-
-
-def _check_l2_size(size_bytes: int) -> None:
-    if size_bytes < _LEAST_L2_BYTES:
-        raise ConfigError(
-            f"--ext-l2-size: {format_size(size_bytes)} holds next to nothing; a number without a "
-            "unit counts bytes, expected a size such as 64GB"
-        )
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size_bytes >= memory_bytes:
-        raise ConfigError(
-            f"--ext-l2-size: {format_size(size_bytes)} do not fit into this machine's memory of "
-            f"{format_size(memory_bytes)}; give less than what is free of it"
-        )
 
 
 def prepare_l3_dir(path: str) -> None:
@@ -490,6 +480,20 @@ def _check_l3_conflicts(given: Mapping[str, Any]) -> None:
         raise FlagConflictError(
             "--disaggregation-decode-enable-offload-kvcache contradicts --ext-l3-dir: it writes "
             "pages without saying which pages they follow; drop one of them"
+        )
+
+
+def check_l2_fits(config: ExtConfig, memory_bytes: int) -> None:
+    """Refuse a host tier that is larger than the machine's memory, before minutes of start.
+
+    Raises:
+        ConfigError: names both sizes.
+    """
+    size_bytes = config.cache.l2_bytes or 0
+    if size_bytes >= memory_bytes:
+        raise ConfigError(
+            f"--ext-l2-size: {format_size(size_bytes)} do not fit into this machine's memory of "
+            f"{format_size(memory_bytes)}; give less than what is free of it"
         )
 
 
