@@ -40,7 +40,7 @@ serve: models  ## Leave a server running to talk to, on port 30000
 	$(BIN)/python -m sglang.launch_server --model-path $(MODELS)/smollm2 --dtype float32 \
 		--tool-call-parser hermes --host 127.0.0.1 --port $${PORT:-30000} \
 		--ext-cache --ext-l1-tokens 16k --ext-l2-size 2GB \
-		--ext-l3-dir $(CACHE)/l3 --ext-l3-size 8GB
+		--ext-l3-dir $(CACHE)/l3-$${PORT:-30000} --ext-l3-size 8GB
 
 check: setup  ## Lint, types, unit tests, docs
 	$(BIN)/ruff check .
