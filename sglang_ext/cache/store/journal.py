@@ -129,11 +129,10 @@ class Journal:
     def renew(self) -> None:
         """Go on in a new file, because the current one may have lost records.
 
-        Call with the catalog's lock held, so that the checkpoint that follows covers the loss.
+        The checkpoint that has to follow covers what is lost.
         """
         with self._guard:
             self._begin(self.generation + 1)
-            self._pending.clear()
             self.lost = False
 
     def close(self) -> None:

@@ -178,6 +178,8 @@ class Keeper:
     def sync(self) -> None:
         """Make everything so far durable. Raises ``OSError`` where the disk does not."""
         with self._syncing:
+            if self.journal.lost:
+                self._checkpoint_now()  # what a failed sync has lost is durable no other way
             self.catalog.record_touches()
             generation, records = self.journal.position()
             dirty = self.catalog.take_dirty()
@@ -278,8 +280,7 @@ class Keeper:
             if not self._wanted:
                 return
             if self.journal.lost:
-                with self.catalog.lock:
-                    self.journal.renew()
+                self.journal.renew()
             self._wanted = False  # whoever asks from here on means the next one
             position = self.journal.position()
             try:

@@ -21,8 +21,9 @@ ROW_BYTES = 32 + 8 + 4 + 4 + 8 + 4
 _FIXED_BYTES = 16 * BLOCK_BYTES
 _LEAST_JOURNAL_BYTES = 16 * 1024
 _MOST_JOURNAL_BYTES = 64 * 1024 * RECORD_BYTES
+# Not more than about 256 segments, each of which is an open file.
+_MOST_SEGMENTS = 256
 _LEAST_SEGMENT_BYTES = 64 * MIB
-_MOST_SEGMENT_BYTES = 4096 * MIB
 # Writing into preallocated blocks splits extents, and a leaf of ext4's extent tree holds 340 of
 # them, half of that after a split. The worst case is an extent for each slot.
 _EXTENTS_A_BLOCK = 170
@@ -49,9 +50,7 @@ class Space:
         self.capacity_bytes = capacity_bytes
         wanted = min(max(capacity_bytes // 256, _LEAST_JOURNAL_BYTES), _MOST_JOURNAL_BYTES)
         self.journal_bytes = _blocks(wanted)
-        self._target_bytes = min(
-            max(capacity_bytes // 256, _LEAST_SEGMENT_BYTES), _MOST_SEGMENT_BYTES
-        )
+        self._target_bytes = max(capacity_bytes // _MOST_SEGMENTS, _LEAST_SEGMENT_BYTES)
         if capacity_bytes < 16 * _LEAST_SEGMENT_BYTES:
             self._target_bytes = capacity_bytes // 16
 

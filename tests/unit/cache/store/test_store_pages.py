@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from support.store_crash import crash
 from support.store_disks import FaultyDisk, fail_all
 from support.store_pages import (
     NAMESPACE,
@@ -24,7 +25,7 @@ from support.store_pages import (
 from sglang_ext.cache.store import Page, PageStore
 from sglang_ext.cache.store import transfer as transfer_module
 from sglang_ext.cache.store.options import MIB
-from sglang_ext.errors import ConfigError
+from sglang_ext.errors import ConfigError, StoreError
 
 KEYS = chain("a", 20)
 
@@ -416,6 +417,27 @@ def test_children_of_a_page_that_was_not_written_are_not_resident(faulty, disk):
     assert write(faulty, KEYS[:4], size) == [True, False, False, False]
     assert faulty.stats().pages == faulty.prefix(KEYS)
     faulty.check_integrity()
+
+
+@pytest.mark.parametrize("suffixes", [(".log", ".partial"), (".seg",)])
+def test_a_sync_that_fails_is_told_and_tried_again(tmp_path, disk, suffixes):
+    store = PageStore(tmp_path / "s", options(sync_interval_s=0.05), disk=disk)
+    assert all(write(store, KEYS[:5]))  # there is a segment
+    disk.fault = lambda operation, path, offset: (
+        errno.EIO if operation == "sync" and path.suffix in suffixes else 0
+    )
+    write(store, KEYS[:10])
+    for _ in range(3):
+        time.sleep(0.03)  # the store's own thread tries as well
+        with pytest.raises(StoreError, match="durable"):
+            store.flush()
+    disk.fault = lambda *what: 0
+    assert healthy_again(store, lambda: all(write(store, KEYS)))
+    assert healthy_again(store, lambda: store.flush() is None)
+    store.check_integrity()
+    crash(store)
+    with PageStore(tmp_path / "s", options()) as store:
+        assert all(read(store, KEYS))
 
 
 def test_a_disk_that_hangs_costs_misses_and_touches_no_memory(faulty, disk):
