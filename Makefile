@@ -46,7 +46,7 @@ check: setup  ## Lint, types, unit tests, docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests/unit -q -x
+	$(BIN)/pytest tests/unit -q -x -m "not slow"
 
 test: models  ## All tests, with real servers
 	$(BIN)/pytest tests -q

@@ -25,6 +25,9 @@ print("RESULT", json.dumps({
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 def load(before_result="", **env):
     """What SGLang's loader leaves in a fresh process."""
     result = subprocess.run(
