@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sglang-ext
 MODELS := $(CACHE)/models
-REQUIREMENTS := $(wildcard requirements/*.txt)
+BENCH_STAMP := $(VENV)/.bench-ready
+REQUIREMENTS := $(filter-out requirements/bench.txt,$(wildcard requirements/*.txt))
 
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo serve check test bench docs clean
+.PHONY: help setup models demo serve check test chaos bench docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,19 +40,27 @@ serve: models  ## Leave a server running to talk to, on port 30000
 	$(BIN)/python -m sglang.launch_server --model-path $(MODELS)/smollm2 --dtype float32 \
 		--tool-call-parser hermes --host 127.0.0.1 --port $${PORT:-30000} \
 		--ext-cache --ext-l1-tokens 16k --ext-l2-size 2GB \
-		--ext-l3-dir $(CACHE)/l3 --ext-l3-size 8GB
+		--ext-l3-dir $(CACHE)/l3-$${PORT:-30000} --ext-l3-size 8GB
 
 check: setup  ## Lint, types, unit tests, docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests/unit -q -x
+	$(BIN)/pytest tests/unit -q -x -m "not slow"
 
 test: models  ## All tests, with real servers
 	$(BIN)/pytest tests -q
 
-bench: models  ## Ours beside its rivals, on this machine
+chaos: setup  ## Kills and power losses of the page store, 1,000 rounds
+	SGLANG_EXT_CHAOS_ROUNDS=1000 $(BIN)/pytest tests/chaos/test_store_crash.py -q -s
+
+$(BENCH_STAMP): $(STAMP) requirements/bench.txt
+	$(BIN)/python -m pip install -qq -r requirements/bench.txt -c requirements/constraints.txt
+	touch $@
+
+bench: models $(BENCH_STAMP)  ## Ours beside its rivals, on this machine
 	$(BIN)/sglang-ext bench device --model $(MODELS)/smollm2 --json build/bench-device.json
+	$(BIN)/sglang-ext bench store --json build/bench-store.json
 
 docs: setup  ## Write the generated pages anew
 	$(BIN)/python -m sglang_ext.cli.docs docs

@@ -4,24 +4,27 @@ Imports neither torch nor SGLang: it works on the argparse parser that SGLang ha
 """
 
 import argparse
-import hashlib
-import json
 import math
 import os
+import secrets
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sglang_ext import config as ext_config
+from sglang_ext.cache.folder import check_stores, hold
 from sglang_ext.config import FLAGS, ExtConfig
-from sglang_ext.errors import ConfigError, FlagConflictError, SglangExtError
+from sglang_ext.errors import ConfigError, SglangExtError
 
-__all__ = ["CONFIG_ATTRIBUTE", "add_flags", "carry_config", "config_of"]
+__all__ = ["CONFIG_ATTRIBUTE", "PAGE_ARGUMENTS", "add_flags", "carry_config", "config_of"]
 
 # Bookkeeping attribute of SGLang's record of arguments; pickled to child processes with it.
 CONFIG_ATTRIBUTE = "_sglang_ext_config"
 _UNSET = object()
+
+# Names this start of the server to all of its processes: for pages that no other start may read.
+_SESSION = secrets.token_hex(16)
 
 
 def add_flags(parser: argparse.ArgumentParser, *, check_always: bool = False) -> None:
@@ -92,16 +95,15 @@ def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -
     for setting in ext_config.stock_settings(config, ranks=ranks):
         if setting.overridable and setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
-    ext_config.check_l1_holds_a_page(config, getattr(parsed, "page_size", None) or 1)
-    folder = None
-    if config.cache.l3_dir:
-        folder = Path(config.cache.l3_dir) / _namespace(parsed)
-    settings = ext_config.stock_settings(config, ranks=ranks, l3_folder=folder)
+    ext_config.check_l1_holds_a_page(config, getattr(parsed, "page_size", None))
+    ext_config.check_l2_fits(config, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    settings = ext_config.stock_settings(config, ranks=ranks, identity=_identity(parsed))
     ext_config.check_conflicts(config, settings, stock_given)
-    _check_environment(config)
-    if config.cache.l3_dir and folder:
+    if config.cache.l3_dir:
         ext_config.prepare_l3_dir(config.cache.l3_dir)
-        ext_config.prepare_l3_dir(str(folder))
+        # This process lives as long as the server, and so does the lock.
+        hold(Path(config.cache.l3_dir), node=getattr(parsed, "node_rank", 0) or 0)
+        check_stores(Path(config.cache.l3_dir))
     for setting in settings:
         if setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
@@ -128,40 +130,46 @@ def _ranks(parsed: argparse.Namespace) -> int:
     return math.prod(getattr(parsed, name, 1) or 1 for name in names)
 
 
-# Arguments that change what the bytes of a KV page mean.
-_PAGE_ARGUMENTS = (
-    *("dtype", "kv_cache_dtype", "quantization", "page_size", "hicache_mem_layout"),
-    *("attention_backend", "tp_size", "pp_size", "dp_size", "revision", "json_model_override_args"),
+# Arguments that change what the bytes of a KV page mean, or what they would be. Ranks are not
+# among them: each process adds its own.
+PAGE_ARGUMENTS = (
+    # what is computed
+    *("json_model_override_args", "model_impl", "load_format", "model_loader_extra_config"),
+    *("custom_weight_loader", "decrypted_config_file", "kt_weight_path", "uno_lora_path"),
+    *("context_length", "page_size", "hicache_mem_layout"),
+    # in which numbers
+    *("dtype", "kv_cache_dtype", "quantization", "quantization_param_path", "modelopt_quant"),
+    *("rl_quant_profile", "mamba_ssm_dtype", "enable_int8_mamba_checkpoint", "qsa_indexer_dtype"),
+    *("enable_tf32_matmul", "enable_deterministic_inference", "rl_on_policy_target", "device"),
+    # by which kernels
+    *("attention_backend", "prefill_attention_backend", "decode_attention_backend"),
+    *("linear_attn_backend", "mamba_backend"),
+    # a draft model's pages lie with the model's
+    *("speculative_algorithm", "speculative_draft_load_format", "enable_multi_layer_eagle"),
+    *("speculative_draft_model_quantization", "speculative_draft_kv_cache_dtype"),
+    # how it is spread over processes
+    *("tp_size", "pp_size", "attn_cp_size", "cp_strategy", "enable_dp_attention", "attn_dp_size"),
 )
 
 
-def _namespace(parsed: argparse.Namespace) -> str:
-    """Name of the subfolder for pages that this server may read: 16 hexadecimal digits.
+def _identity(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What decides whether a cached page is right for this server, as plain values.
 
-    SGLang's ``file`` backend names a page by its tokens, the served model's name and the rank: a
-    server of another dtype or with other weights would take its bytes for its own.
-    ASSUMPTION: weights whose files keep name, size and time of change are the same.
+    The weights themselves are looked at once they are on this machine (`cache.identity`).
     """
-    model = Path(str(getattr(parsed, "model_path", "")))
-    weights = []
-    if model.is_dir():
-        for file in sorted((*model.glob("*.safetensors"), *model.glob("*.json"))):
-            status = file.stat()
-            weights.append((file.name, status.st_size, status.st_mtime_ns))
-        model = model.resolve()
-    arguments = {name: getattr(parsed, name, None) for name in _PAGE_ARGUMENTS}
-    identity = json.dumps([str(model), weights, arguments], sort_keys=True, default=str)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-def _check_environment(config: ExtConfig) -> None:
-    name = "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"
-    folder = os.environ.get(name)
-    if config.cache.l3_dir and folder and folder != config.cache.l3_dir:
-        raise FlagConflictError(
-            f"{name}={folder} in the environment contradicts --ext-l3-dir {config.cache.l3_dir}, "
-            "and SGLang would follow the environment; unset one of them"
-        )
+    arguments = {name: getattr(parsed, name, None) for name in PAGE_ARGUMENTS}
+    return {
+        "session": _SESSION,
+        "model": str(getattr(parsed, "model_path", "")),
+        "revision": getattr(parsed, "revision", None),
+        "draft_model": getattr(parsed, "speculative_draft_model_path", None),
+        "draft_revision": getattr(parsed, "speculative_draft_model_revision", None),
+        "arguments": {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in arguments.items()
+            if value is not None
+        },
+    }
 
 
 def _check_model(parsed: argparse.Namespace) -> None:
@@ -171,6 +179,7 @@ def _check_model(parsed: argparse.Namespace) -> None:
     try:
         folder = Path(path).expanduser()
         present, is_folder = folder.exists(), folder.is_dir()
+        has_config = (folder / "config.json").is_file()
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--model-path: {path} cannot be opened: {error}") from None
     if not present:
@@ -178,7 +187,7 @@ def _check_model(parsed: argparse.Namespace) -> None:
             f"--model-path: {path} does not exist; give a model folder (sglang-ext model smollm2 "
             "makes one)"
         )
-    if is_folder and not (folder / "config.json").is_file():
+    if is_folder and not has_config:
         raise ConfigError(
             f"--model-path: {path} holds no config.json, so it is not a model folder; give one "
             "(sglang-ext model smollm2 makes one)"

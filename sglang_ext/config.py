@@ -28,6 +28,7 @@ __all__ = [
     "StockSetting",
     "check_conflicts",
     "check_l1_holds_a_page",
+    "check_l2_fits",
     "describe",
     "format_size",
     "parse",
@@ -52,6 +53,11 @@ _SHOWN = 40
 # Pages of this many tokens unless the user says otherwise: the largest page at which a
 # 1,500-token shared prefix still loses less than 5 % to the unfinished page at its end.
 _DEFAULT_PAGE_TOKENS = 64
+
+# Less than any page is a size whose unit was forgotten.
+_LEAST_L2_BYTES = 1_000_000
+# The third tier of one rank is not smaller: its index and journal want some of it too.
+_LEAST_L3_BYTES = 8_000_000
 
 
 def parse_size(text: str) -> int:
@@ -119,6 +125,12 @@ def _parse_dir(text: str) -> str:
         raise ConfigError(f"{text} is not a path: {error}") from None
 
 
+def _parse_admit(text: str) -> str:
+    if text not in ("all", "second"):
+        raise ConfigError(f"{text!r} is not a rule; expected all or second")
+    return text
+
+
 @dataclass(frozen=True)
 class Flag:
     """One ``--ext-*`` flag: its place in the config, how it is read, and its documentation."""
@@ -170,10 +182,26 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "--ext-l3-size",
         "l3_bytes",
-        "Disk space of the third tier for the whole server, such as 500GB. Needed with "
-        "--ext-l3-dir: a cache without a bound fills its disk.",
+        "Disk space of the third tier for the whole server, such as 500GB; an exact bound on all "
+        "of its files. Needed with --ext-l3-dir: a cache without a bound fills its disk.",
         parse_size,
         "SIZE",
+    ),
+    Flag(
+        "--ext-l3-write-limit",
+        "l3_write_limit_bytes",
+        "Bytes that the whole server writes to the third tier in a day, such as 2TB; an SSD wears "
+        "out by writing. Pages above it are not kept. Default: no limit.",
+        parse_size,
+        "SIZE",
+    ),
+    Flag(
+        "--ext-l3-admit",
+        "l3_admit",
+        "What is written to the third tier: all, or second for what was offered before. Default: "
+        "all.",
+        _parse_admit,
+        "{all,second}",
     ),
 )
 
@@ -187,6 +215,8 @@ class CacheConfig:
     l2_bytes: int | None = None
     l3_dir: str | None = None
     l3_bytes: int | None = None
+    l3_write_limit_bytes: int | None = None
+    l3_admit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -227,13 +257,19 @@ def _check_together(cache: CacheConfig) -> None:
         if given:
             raise ConfigError(f"{given[0]} does nothing without --ext-cache; add --ext-cache")
         return
+    if cache.l2_bytes is not None and cache.l2_bytes < _LEAST_L2_BYTES:
+        raise ConfigError(
+            f"--ext-l2-size: {format_size(cache.l2_bytes)} holds next to nothing; a number without "
+            "a unit counts bytes, expected a size such as 64GB"
+        )
     if cache.l3_dir and not cache.l3_bytes:
         raise ConfigError(
             "--ext-l3-dir needs --ext-l3-size, such as 500GB: a cache without a bound fills its "
             "disk"
         )
-    if cache.l3_bytes and not cache.l3_dir:
-        raise ConfigError("--ext-l3-size needs --ext-l3-dir, the folder of the third tier")
+    for flag in FLAGS:
+        if flag.name.startswith("--ext-l3-") and getattr(cache, flag.field) and not cache.l3_dir:
+            raise ConfigError(f"{flag.name} needs --ext-l3-dir, the folder of the third tier")
 
 
 def prepare_l3_dir(path: str) -> None:
@@ -246,13 +282,15 @@ def prepare_l3_dir(path: str) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
+    except FileExistsError:
+        raise ConfigError(
+            f"--ext-l3-dir: {path} is not a folder", fix="give another path"
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"--ext-l3-dir: cannot make or open {path}: {error.strerror}",
             fix="give a folder that this user may write",
         ) from None
-    if not folder.is_dir():
-        raise ConfigError(f"--ext-l3-dir: {path} is not a folder", fix="give another path")
     if status.st_uid != os.geteuid():
         raise ConfigError(
             f"--ext-l3-dir: {path} belongs to user id {status.st_uid}, and this server runs as "
@@ -263,11 +301,13 @@ def prepare_l3_dir(path: str) -> None:
         raise ConfigError(
             f"--ext-l3-dir: {path} can be opened by other users (mode "
             f"{status.st_mode & 0o777:o}), who could read or plant cached prompts",
-            fix=f"run: chmod 700 {path}",
+            fix=f"give a folder of its own below it, such as {folder / 'kv'}, or, where nobody "
+            "else needs this one, make it yours alone (mode 700)",
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"--ext-l3-dir: {path} is not writable for this user", fix=f"run: chmod 700 {path}"
+            f"--ext-l3-dir: {path} is not writable for this user",
+            fix="give it mode 700, or give a folder on a disk that is mounted for writing",
         )
 
 
@@ -301,15 +341,17 @@ CACHE_RESERVED: dict[str, str] = {
 
 
 def stock_settings(
-    config: ExtConfig, *, ranks: int, l3_folder: Path | None = None
+    config: ExtConfig, *, ranks: int, identity: Mapping[str, Any] | None = None
 ) -> tuple[StockSetting, ...]:
     """The stock flags that ``config`` sets on a server of ``ranks`` processes.
 
     Args:
         config: what was asked for.
-        ranks: processes that hold KV. Sizes of a whole server are divided by it, because SGLang's
-            own sizes are per rank.
-        l3_folder: where the pages of this server go; ``--ext-l3-dir`` itself when None.
+        ranks: processes that hold KV. SGLang's own sizes are per rank.
+        identity: model and arguments that decide what a cached page means, as plain values.
+
+    Raises:
+        ConfigError: a size does not suffice for so many ranks.
     """
     cache = config.cache
     if not cache.enabled:
@@ -329,26 +371,43 @@ def stock_settings(
         settings.append(StockSetting("hicache_size", gigabytes, "--ext-l2-size"))
     if cache.l3_dir:
         settings += [
-            StockSetting("hicache_storage_backend", "file", "--ext-l3-dir"),
+            StockSetting("hicache_storage_backend", "dynamic", "--ext-l3-dir"),
             StockSetting(
                 "hicache_storage_prefetch_policy", "wait_complete", "--ext-l3-dir", overridable=True
             ),
             StockSetting(
                 "hicache_storage_backend_extra_config",
-                _l3_extra(cache, ranks, l3_folder),
+                _l3_extra(cache, ranks, identity or {}),
                 "--ext-l3-dir",
             ),
         ]
     return tuple(settings)
 
 
-def _l3_extra(cache: CacheConfig, ranks: int, folder: Path | None) -> str:
+def _l3_extra(cache: CacheConfig, ranks: int, identity: Mapping[str, Any]) -> str:
+    """Which class SGLang loads and how it is called; the rest is for that class."""
+    least_bytes = ranks * _LEAST_L3_BYTES
+    if (cache.l3_bytes or 0) < least_bytes:
+        raise ConfigError(
+            f"--ext-l3-size: {format_size(cache.l3_bytes or 0)} for {ranks} ranks holds next to "
+            f"nothing; give at least {format_size(least_bytes)}"
+        )
     return json.dumps(
         {
-            "file_storage_path": str(folder or cache.l3_dir),
-            "max_size": (cache.l3_bytes or 0) // ranks,
+            "backend_name": "sglang_ext",
+            "module_path": "sglang_ext.cache.storage",
+            "class_name": "PageStorage",
+            "interface_v1": 1,
+            "hicache_storage_pass_prefix_keys": True,
             # Below this many tokens a look-up on disk costs more than it brings.
             "prefetch_threshold": _DEFAULT_PAGE_TOKENS,
+            "sglang_ext": {
+                "folder": cache.l3_dir,
+                "capacity_bytes": cache.l3_bytes,
+                "write_limit_bytes_per_day": cache.l3_write_limit_bytes,
+                "admission": cache.l3_admit or "all",
+                "identity": identity,
+            },
         }
     )
 
@@ -381,11 +440,8 @@ def check_conflicts(
                 f"{setting.stock_flag} {given[setting.field]} contradicts {setting.because}, which "
                 f"sets it to {setting.value}; drop one of them"
             )
-    if config.cache.l3_dir and (given.get("dp_size") or 1) > 1:
-        raise FlagConflictError(
-            f"--dp-size {given['dp_size']} contradicts --ext-l3-dir: SGLang's file backend knows "
-            "no data-parallel rank, and replicas would evict each other's pages; drop one of them"
-        )
+    if config.cache.l3_dir:
+        _check_l3_conflicts(given)
     if (given.get("tokenizer_worker_num") or 1) > 1:
         raise FlagConflictError(
             f"--tokenizer-worker-num {given['tokenizer_worker_num']} contradicts --ext-cache: "
@@ -397,17 +453,47 @@ def check_conflicts(
         )
 
 
-def check_l1_holds_a_page(config: ExtConfig, page_tokens: int) -> None:
-    """Refuse a device tier that no page fits into.
+def check_l1_holds_a_page(config: ExtConfig, page_tokens: int | None) -> None:
+    """Refuse a device tier that no page fits into; ``page_tokens``: None where SGLang decides.
 
     Raises:
         ConfigError: names both sizes.
     """
+    page_tokens = 1 if page_tokens is None else page_tokens
+    if page_tokens < 1:
+        raise ConfigError(f"--page-size {page_tokens} is no page; expected at least one token")
     tokens = config.cache.l1_tokens
     if tokens is not None and tokens < page_tokens:
         raise ConfigError(
             f"--ext-l1-tokens {tokens} is less than one page of {page_tokens} tokens; give as many "
             "tokens as the longest request has, or a smaller --page-size"
+        )
+
+
+def _check_l3_conflicts(given: Mapping[str, Any]) -> None:
+    if (given.get("dcp_size") or 1) > 1:
+        raise FlagConflictError(
+            f"--dcp-size {given['dcp_size']} contradicts --ext-l3-dir: with decode context "
+            "parallelism SGLang takes no storage but its own file and mooncake; drop one of them"
+        )
+    if given.get("disaggregation_decode_enable_offload_kvcache"):
+        raise FlagConflictError(
+            "--disaggregation-decode-enable-offload-kvcache contradicts --ext-l3-dir: it writes "
+            "pages without saying which pages they follow; drop one of them"
+        )
+
+
+def check_l2_fits(config: ExtConfig, memory_bytes: int) -> None:
+    """Refuse a host tier that is larger than the machine's memory, before minutes of start.
+
+    Raises:
+        ConfigError: names both sizes.
+    """
+    size_bytes = config.cache.l2_bytes or 0
+    if size_bytes >= memory_bytes:
+        raise ConfigError(
+            f"--ext-l2-size: {format_size(size_bytes)} do not fit into this machine's memory of "
+            f"{format_size(memory_bytes)}; give less than what is free of it"
         )
 
 

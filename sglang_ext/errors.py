@@ -10,12 +10,17 @@
     ├── DeviceError           the reference device was asked for something it does not do
     ├── ModelError            a model could not be made or is not what was expected
     ├── ServerError           a server process did not start, died or did not answer
+    ├── StoreError            a page store that cannot be opened, made durable or trusted
+    │   ├── StoreFolderError    its folder or one of its files is not ours alone (exit code 2)
+    │   ├── StoreFormatError    it was written by a newer release (exit code 2)
+    │   └── StoreInUseError     another writer holds it (exit code 2)
     ├── PatchError            a patch does not apply or does not do what its test says
     ├── StateError            what a policy has learned cannot be taken back
     │   ├── DamagedStateError   it is not a state, or some of it is wrong
     │   ├── StateFormError      it was written in another form
     │   └── StateBoundsError    it is of a policy with other bounds
     ├── TraceError            a request trace or a server's log cannot be replayed
+    ├── BenchError            a benchmark could not measure what it was asked to
     └── DemoError             the demonstration could not run to its end
 
 A message says what went wrong, where, the value that was found, and what to do about it.
@@ -23,6 +28,7 @@ The command line prints the message alone and exits with ``exit_code``.
 """
 
 __all__ = [
+    "BenchError",
     "CompatibilityError",
     "ConfigError",
     "DamagedStateError",
@@ -38,6 +44,10 @@ __all__ = [
     "StateError",
     "StateFormError",
     "TraceError",
+    "StoreError",
+    "StoreFolderError",
+    "StoreFormatError",
+    "StoreInUseError",
 ]
 
 
@@ -87,8 +97,34 @@ class ServerError(SglangExtError):
     """A server process did not start, died, or did not answer in time."""
 
 
+class StoreError(SglangExtError):
+    """A page store cannot be opened, cannot be made durable, or broke one of its invariants."""
+
+
+class StoreFolderError(StoreError):
+    """The store's folder, or a file in it, is a link, somebody else's, or open to others."""
+
+    exit_code = 2
+
+
+class StoreFormatError(StoreError):
+    """The store was written in a format that this release does not know."""
+
+    exit_code = 2
+
+
+class StoreInUseError(StoreError):
+    """Another process, or another object of this one, writes to the store."""
+
+    exit_code = 2
+
+
 class PatchError(SglangExtError):
     """A patch does not apply, or its test does not show what it claims."""
+
+
+class BenchError(SglangExtError):
+    """A benchmark could not measure what it was asked to."""
 
 
 class DemoError(SglangExtError):

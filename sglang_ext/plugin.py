@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext import __version__, upstream
+from sglang_ext.cache.hooks import on_opening
 from sglang_ext.errors import CompatibilityError, HookError
 from sglang_ext.serve_help import load_plugins_before_help
 
@@ -27,6 +28,7 @@ __all__ = [
     "Hook",
     "SeamStatus",
     "activate_platform",
+    "hook_disk_tier",
     "hooks",
     "register",
     "seam_statuses",
@@ -48,9 +50,10 @@ class Hook:
     """
 
     path: str
-    kind: str  # AFTER or AROUND: see SGLang's HookType
+    kind: str  # BEFORE, AFTER or AROUND: see SGLang's HookType
     function: str
     reference_device: bool = False  # only where the reference platform is active
+    disk_tier: bool = False  # only in a process that opens the disk tier
 
     @property
     def target(self) -> str:
@@ -125,6 +128,40 @@ _HOOKS: tuple[Hook, ...] = (
         "sglang_ext.cache.hooks:hash_without_compiler",
         reference_device=True,
     ),
+    # Put in place when a scheduler opens the disk tier: their modules are large, and nothing of
+    # SGLang is to be different where nobody asked for the tier.
+    Hook(
+        "sglang.srt.mem_cache.unified_radix_cache:UnifiedRadixCache.match_prefix",
+        "AFTER",
+        "sglang_ext.cache.hooks:refresh_on_hit",
+        disk_tier=True,
+    ),
+    Hook(
+        "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller:"
+        "HybridCacheController._page_backup",
+        "AROUND",
+        "sglang_ext.cache.hooks:backup_as_one",
+        disk_tier=True,
+    ),
+    Hook(
+        f"{upstream.WEIGHT_UPDATER}._observe_weight_load",
+        "BEFORE",
+        "sglang_ext.cache.hooks:weights_change",
+        disk_tier=True,
+    ),
+    Hook(
+        f"{upstream.WEIGHT_UPDATER}.flush_cache_after_weight_update",
+        "AFTER",
+        "sglang_ext.cache.hooks:weights_changed",
+        disk_tier=True,
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.internal_state:"
+        "SchedulerInternalStateController.get_internal_state",
+        "AFTER",
+        "sglang_ext.cache.hooks:show_disk_tier",
+        disk_tier=True,
+    ),
 )
 
 
@@ -197,6 +234,7 @@ _ENTRIES: tuple[Entry, ...] = (
 )
 
 _statuses: list[SeamStatus] = []
+_disk_tier = False  # whether this process opened it
 
 
 def hooks() -> tuple[Hook, ...]:
@@ -272,10 +310,31 @@ def register() -> None:
         _refuse(CompatibilityError(f"the plugin failed: {type(error).__name__}: {error}"))
         return
     _statuses.clear()
+    on_opening(hook_disk_tier)
     for hook in _HOOKS:
         _register_hook(hook)
     for entry in _ENTRIES:
         _register_entry(entry)
+
+
+def hook_disk_tier() -> list[str]:
+    """Put the disk tier's hooks in place; called in a process that is about to open it.
+
+    Returns:
+        Targets of those that did not take effect, where ``SGLANG_EXT_STRICT=0`` lets that pass.
+
+    Raises:
+        SystemExit: one did not take effect.
+    """
+    global _disk_tier
+    first, _disk_tier = not _disk_tier, True
+    hooked = [hook for hook in _HOOKS if hook.disk_tier]
+    if first:
+        for hook in hooked:
+            _register_hook(hook)
+        upstream.resolve("sglang.srt.plugins.hook_registry:HookRegistry").apply_hooks()
+    failed = {status.name for status in _statuses if status.state == "failed"}
+    return [hook.target for hook in hooked if hook.target in failed]
 
 
 @functools.cache
@@ -289,7 +348,10 @@ def reference_device() -> bool:
 
 def _refuse(error: CompatibilityError) -> None:
     if strict():
-        raise SystemExit(f"sglang-ext: error: {error} ({STRICT}=0 starts without sglang-ext)")
+        raise SystemExit(
+            f"sglang-ext: error: {error} ({STRICT}=0 starts without sglang-ext, on a device that "
+            "SGLang itself serves)"
+        )
     logger.error("sglang-ext is not active: %s", error)
     _statuses[:] = [SeamStatus("sglang-ext", "failed", str(error))]
     # Whatever release this is: /server_info shall say so if it can.
@@ -313,7 +375,7 @@ def _wrap_apply_hooks() -> None:
 
 
 def _register_hook(hook: Hook) -> None:
-    if hook.reference_device and not reference_device():
+    if _not_needed(hook):
         return
     try:
         registry = upstream.resolve("sglang.srt.plugins.hook_registry:HookRegistry")
@@ -350,16 +412,26 @@ def verify() -> None:
             f"{len(failed)} of {len(_statuses)} seams did not take effect: {message}. Tested with "
             f"SGLang {', '.join(upstream.TESTED_RELEASES)}, installed is "
             f"{upstream.installed('sglang')}; install a tested release, see `sglang-ext doctor`, "
-            f"or set {STRICT}=0 to go on without these"
+            f"or set {STRICT}=0 to go on without these, as far as SGLang does"
         )
         raise SystemExit(f"sglang-ext: error: {error}")
     for status in failed:
         logger.error("sglang-ext goes on without %s: %s", status.name, status.detail)
 
 
-def _hook_status(hook: Hook) -> SeamStatus:
+def _not_needed(hook: Hook) -> str:
+    """Why a hook has no place in this process; empty where it has one."""
     if hook.reference_device and not reference_device():
-        return SeamStatus(hook.target, "not needed", "SGLang knows this device")
+        return "SGLang knows this device"
+    if hook.disk_tier and not _disk_tier:
+        return "this process has no disk tier"
+    return ""
+
+
+def _hook_status(hook: Hook) -> SeamStatus:
+    reason = _not_needed(hook)
+    if reason:
+        return SeamStatus(hook.target, "not needed", reason)
     try:
         current = upstream.resolve(hook.path)
         function = upstream.resolve(hook.function)

@@ -49,6 +49,10 @@ class Symbol:
     parameters: tuple[str, ...] = ()
 
 
+WEIGHT_UPDATER = (
+    "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager"
+)
+
 SYMBOLS: tuple[Symbol, ...] = (
     # --- plugin loading
     Symbol(
@@ -172,10 +176,104 @@ SYMBOLS: tuple[Symbol, ...] = (
         "keys of pages; compiles C++ with OpenSSL on first use",
         ("token_ids", "prior_digest", "page_size"),
     ),
+    # --- third tier
     Symbol(
-        "sglang.srt.mem_cache.hicache_storage:HiCacheFile",
-        "the file backend; takes file_storage_path and max_size from its extra config",
-        ("storage_config", "file_path"),
+        "sglang.srt.mem_cache.storage.backend_factory:StorageBackendFactory._create_dynamic_backend",
+        "makes a backend of the class that its extra config names, from (storage_config, kwargs)",
+        ("backend_config", "storage_config", "mem_pool_host"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hicache_storage:HiCacheStorageConfig",
+        "where a rank stands, and the extra config",
+        (
+            *("tp_rank", "tp_size", "pp_rank", "pp_size", "attn_cp_rank", "attn_cp_size"),
+            *("is_mla_model", "dcp_rank", "dcp_size", "extra_config"),
+        ),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hicache_storage:HiCacheStorageExtraInfo",
+        "prefix_keys: hashes of all pages in front of a call's first",
+        ("prefix_keys",),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hicache_storage:PoolTransfer",
+        "pages of one pool; which of them a prefix needs",
+        ("name", "host_indices", "keys", "hit_policy", "indices_from_pool"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hicache_storage:PoolTransferResult",
+        "how much can be used; keyed by names of pools",
+        ("kv_hit_pages", "extra_pool_hit_pages", "restorable_prefix_pages"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hicache_storage:HiCacheStorage.batch_exists",
+        "leading pages that are there; called by a thread of its own",
+        ("keys", "extra_info"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hicache_storage:HiCacheStorage.batch_get_v1",
+        "fills pages of host memory, which stay locked until it returns",
+        ("keys", "host_indices", "extra_info"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hicache_storage:HiCacheStorage.batch_set_v1",
+        "takes pages of host memory, which stay locked until it returns",
+        ("keys", "host_indices", "extra_info"),
+    ),
+    Symbol(
+        "sglang.srt.observability.metrics_collector:StorageMetrics",
+        "pages and GB/s of each read and write since it was asked last",
+        ("prefetch_pgs", "backup_pgs", "prefetch_bandwidth", "backup_bandwidth"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.pool_host.mha:MHATokenToKVPoolHost.get_page_buffer_meta",
+        "addresses and lengths of the pieces of pages, page by page",
+        ("indices",),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.utils:storage_namespace_seed",
+        "a tenant's salt is the first link of the chain of page hashes",
+        ("extra_key", "cache_salt"),
+    ),
+    Symbol(
+        "sglang.srt.runtime_context:get_parallel",
+        "ranks and sizes of this process, replicas included",
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.unified_radix_cache:UnifiedRadixCache.match_prefix",
+        "finds a request's prefix; the result's last_host_node is a number",
+        ("params",),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.unified_radix_cache:UnifiedRadixCache.get_last_hash_value",
+        "hash of the last page of a node",
+        ("node_id",),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.unified_radix_cache:UnifiedRadixCache.get_prefix_hash_values",
+        "hashes of all pages in front of a node",
+        ("node_id",),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller:HybridCacheController._page_backup",
+        "writes a node, sidecar pools before keys and values; its pages are locked meanwhile",
+        ("operation",),
+    ),
+    Symbol(
+        f"{WEIGHT_UPDATER}._observe_weight_load",
+        "entered by each update_weights_from_… before it changes anything",
+        ("source",),
+    ),
+    Symbol(
+        f"{WEIGHT_UPDATER}.flush_cache_after_weight_update",
+        "called once weights have changed; true when the caches were flushed as asked",
+        ("recv_req", "success", "message"),
+    ),
+    Symbol(
+        "sglang.srt.managers.scheduler_components.internal_state:"
+        "SchedulerInternalStateController.get_internal_state",
+        "internal_state of the result is what /server_info shows of a scheduler",
+        ("recv_req",),
     ),
 )
 
@@ -199,7 +297,8 @@ def resolve(path: str) -> Any:
                 fix="install that package (requirements/server.txt names what SGLang needs)",
             ) from error
         raise CompatibilityError(f"{path} is not in this SGLang ({error})", fix=_TESTED) from error
-    except (OSError, RuntimeError) as error:  # a broken shared library under it
+    # A broken shared library under it, or a platform that SGLANG_PLATFORM names and nobody has.
+    except (OSError, RuntimeError, KeyError) as error:
         raise CompatibilityError(f"{module_name} cannot be imported: {error}") from error
     return found
 

@@ -9,6 +9,7 @@ process, or is in its group, is ended.
 import contextlib
 import logging
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.2
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LEAST_PORT = 20_000
+_PORT_TRIES = 100
 _LOG_LINES = 20
 # How long SIGKILL may take. A process in an uninterruptible read of a slow disk takes seconds;
 # one that is still there after this will not go, and a hang would say less than an error.
@@ -36,10 +40,18 @@ _END_S = 30.0
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind((_HOST, 0))
-        return int(listener.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on at this moment.
+
+    Not one that the system itself gives out: a server opens dozens of those while it starts, and
+    may well get the very one that it is to serve on.
+    """
+    given_out_from = int(_PORT_RANGE.read_text(encoding="ascii").split()[0])
+    for _ in range(_PORT_TRIES):
+        port = _LEAST_PORT + secrets.randbelow(max(given_out_from - _LEAST_PORT, 1))
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind((_HOST, port))
+            return port
+    raise ServerError(f"no free port below {given_out_from} in {_PORT_TRIES} tries on {_HOST}")
 
 
 def sglang_command(model: Path, port: int, *flags: str) -> list[str]:

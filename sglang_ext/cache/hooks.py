@@ -1,11 +1,123 @@
 """What SGLang's cache does differently with sglang-ext, as hooks. `plugin.py` installs them."""
 
-from collections.abc import Callable
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from sglang_ext.cache.keys import page_keys
 
-__all__ = ["hash_without_compiler"]
+__all__ = [
+    "DiskTierHooks",
+    "backup_as_one",
+    "hash_without_compiler",
+    "on_opening",
+    "opening",
+    "refresh_on_hit",
+    "set_disk_tier",
+    "show_disk_tier",
+    "weights_change",
+    "weights_changed",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class DiskTierHooks(Protocol):
+    """What the hooks tell the third tier of this process; none of it raises."""
+
+    def operation(self, run: Callable[[], Any]) -> Any:
+        """Run one of SGLang's writes."""
+
+    def hit(self, last_page: str, pages: Callable[[], Sequence[str]]) -> None:
+        """A prefix was found in device or host memory."""
+
+    def weights_change(self) -> None:
+        """Weights are about to change."""
+
+    def weights_changed(self, *, flushed: bool) -> None:
+        """Weights have changed."""
+
+    def describe(self) -> dict[str, Any]:
+        """State and counters as plain values."""
+
+
+_tier: DiskTierHooks | None = None
+_opening: Callable[[], list[str]] | None = None
+
+
+def on_opening(action: Callable[[], list[str]]) -> None:
+    """What to do before the third tier is opened; `plugin.py` puts the hooks below in place."""
+    global _opening
+    _opening = action
+
+
+def opening() -> list[str]:
+    """The third tier is about to be opened in this process.
+
+    Returns:
+        Names of hooks that did not take effect.
+    """
+    return ["the plugin of sglang-ext"] if _opening is None else _opening()
+
+
+def set_disk_tier(tier: DiskTierHooks | None) -> None:
+    """The third tier of this process from now on; None when it is closed."""
+    global _tier
+    _tier = tier
+
+
+def refresh_on_hit(result: Any, cache: Any, params: Any) -> None:
+    """AFTER ``UnifiedRadixCache.match_prefix``: what is hot in memory stays on disk, too.
+
+    Runs on the scheduler's thread for each request that waits: one look-up in the tree and an
+    entry in a dictionary.
+    """
+    tier, node = _tier, result.last_host_node
+    # Only what a request uses is a hit; a streaming session has a stand-in for a node.
+    if tier is None or params.req is None or not isinstance(node, int):
+        return
+    try:
+        last_page = cache.get_last_hash_value(node)
+        if last_page:
+            tier.hit(last_page, lambda: _pages(cache, node))
+    except Exception:  # the scheduler ends on an exception, and a refresh is not worth that
+        logger.debug("A hit was not noted", exc_info=True)
+
+
+def _pages(cache: Any, node: int) -> list[str]:
+    """Hashes of all pages up to the end of a node."""
+    before: list[str] = cache.get_prefix_hash_values(node)
+    own: list[str] = cache.tree_core.get_hash_values(node)
+    return before + own
+
+
+def backup_as_one(original: Callable[..., Any], controller: Any, operation: Any) -> Any:
+    """AROUND ``HybridCacheController._page_backup``: the third tier learns where a write ends.
+
+    SGLang hands over the pages of sidecar pools before those of keys and values that they belong
+    to. The tier holds them until those come; after the operation their memory is not theirs.
+    """
+    if _tier is None:
+        return original(controller, operation)
+    return _tier.operation(lambda: original(controller, operation))
+
+
+def weights_change(*_args: Any, **_kwargs: Any) -> None:
+    """BEFORE ``_observe_weight_load``: what the third tier has is of the old weights."""
+    if _tier is not None:
+        _tier.weights_change()
+
+
+def weights_changed(result: tuple[bool, str], _updater: Any, request: Any, *_more: Any) -> None:
+    """AFTER ``flush_cache_after_weight_update``: the tier serves again if all was flushed."""
+    if _tier is not None:
+        _tier.weights_changed(flushed=bool(result[0] and request.flush_cache))
+
+
+def show_disk_tier(result: Any, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER ``get_internal_state``: the tier's statistics, which ``/server_info`` then shows."""
+    if _tier is not None:
+        result.internal_state["sglang_ext"] = {"disk_tier": _tier.describe()}
 
 
 def hash_without_compiler(

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sglang_ext.cli.bench_store import store
 from sglang_ext.cli.options import json_option, open_json, workdir_option, write_json
 from sglang_ext.models import default_folder
 
@@ -17,6 +18,9 @@ __all__ = ["bench"]
 @click.group()
 def bench() -> None:
     """Measure ours, the rivals and the physical limit in one run; medians of several rounds."""
+
+
+bench.add_command(store)
 
 
 @bench.command()

@@ -57,8 +57,10 @@ def flags_page() -> str:
         lines.append(f"- `--{field.replace('_', '-')}`: {why}.")
     lines += [
         "- `--hicache-ratio` together with `--ext-l2-size`: both size the host tier.",
-        "- `--dp-size` above 1 with `--ext-l3-dir`: SGLang's file backend knows no data-parallel "
-        "rank.",
+        "- `--dcp-size` above 1 with `--ext-l3-dir`: SGLang takes no storage but its own file and "
+        "mooncake there.",
+        "- `--disaggregation-decode-enable-offload-kvcache` with `--ext-l3-dir`: it does not say "
+        "which pages a page follows.",
         "- `--tokenizer-worker-num` above 1: SGLang loads no plugins in the extra workers.",
         "",
         "## Environment",
@@ -78,13 +80,10 @@ def flags_page() -> str:
         "- With `SGLANG_PLATFORM` naming another platform, `sglang serve --help` does not list "
         "these flags, because SGLang prints it before it loads plugins; "
         "`python -m sglang.launch_server --help` does.",
-        "- Sizes are those of one server; its ranks share them evenly.",
-        "- Pages go to a subfolder of `--ext-l3-dir` named after the model's files, dtypes, page "
-        "size, layout and ranks, so that no server reads the pages of another kind. "
-        "`--ext-l3-size` bounds one subfolder; those of models that are no longer served stay "
-        "until you delete them.",
-        "- SGLang's `file` backend enforces `--ext-l3-size` a rank, in bytes of page files. With "
-        "MLA models one rank writes for all, so the bound is that rank's share.",
+        "- Sizes are those of one server; its ranks share them evenly. A disk tier has at least "
+        "8 MB a rank.",
+        "- One server a folder; see [the disk tier](cache.md) for what may share pages, and for "
+        "its own limits.",
         "- `--ext-l1-tokens` is per data-parallel replica.",
         "",
         "## Verified on",
@@ -128,6 +127,8 @@ def compat_page() -> str:
     ]
     for hook in plugin.hooks():
         where = "reference device" if hook.reference_device else "everywhere"
+        if hook.disk_tier:
+            where = "schedulers with a disk tier"
         lines.append(f"| `{hook.path}` | {hook.kind} | `{hook.function}` | {where} |")
     lines += [
         "",

@@ -14,6 +14,7 @@ __all__ = ["cli", "main"]
 # `sglang-ext --help` needs neither torch nor SGLang.
 _COMMANDS = {
     "bench": ("sglang_ext.cli.bench", "bench", "Measure ours, the rivals and the limit."),
+    "cache": ("sglang_ext.cli.cache", "cache", "Look at the disk tier, check it, give space back."),
     "demo": ("sglang_ext.cli.demo", "demo", "Agents on a three-tier cache, killed and replayed."),
     "doctor": ("sglang_ext.cli.doctor", "doctor", "Check versions, hooks, seams, disk and limits."),
     "model": ("sglang_ext.cli.model", "model", "Make the models that are used here."),

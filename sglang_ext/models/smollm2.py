@@ -135,8 +135,12 @@ def save_weights(weights: dict[str, FloatArray], folder: Path, dtype: str) -> No
         dtype: ``float32`` or ``bfloat16``; rounded to nearest.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     wanted: torch.dtype = getattr(torch, dtype)
     tensors = {name: torch.from_numpy(value).to(wanted) for name, value in weights.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # its own name for a full disk, and for whatever else
+        raise OSError(str(error)) from error

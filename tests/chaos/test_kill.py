@@ -7,7 +7,8 @@ import sys
 import threading
 
 import pytest
-from support.serving import generate, pages, served_by, start, wait_for_pages
+from support.serving import generate, served_by, start
+from support.stored_pages import stored, wait_for_pages
 
 pytestmark = pytest.mark.server
 
@@ -33,11 +34,6 @@ def kill_while_writing(server, prompts, chance):
     assert not server.running
 
 
-def tear(page):
-    """Cut a page in half, as a disk that lost its last writes in a power failure does."""
-    page.write_bytes(page.read_bytes()[: page.stat().st_size // 2])
-
-
 def answers(prompts, model, log, *flags):
     server = start(model, log, *flags)
     try:
@@ -57,22 +53,23 @@ def test_killed_in_the_middle_of_writes(tiny_llama, tmp_path, record_property):
     prompts = [[chance.randrange(1000, 40_000) for _ in range(PROMPT)] for _ in range(PROMPTS)]
     torn, whole = prompts[:2]
 
-    chain = []
+    chain = set()
     for number in range(ROUNDS):
         server = start(tiny_llama, tmp_path / f"killed-{number}.log", *flags)
         try:
-            # Both are durable before the timer starts; the first alone, so its pages are known.
+            # Both are on disk before the timer starts; the first alone, so its pages are known.
             generate(server, torn)
-            chain = chain or wait_for_pages(folder, CHAIN)
+            chain = chain or set(wait_for_pages(folder, CHAIN))
             generate(server, whole)
             wait_for_pages(folder, max(DURABLE, 2 * CHAIN))
             kill_while_writing(server, prompts, chance)
         finally:
             server.stop()
-        # The kill itself leaves no half page: SGLang writes a temporary file and renames it. So
-        # one is torn here; it must be a miss, and not an answer.
-        assert set(pages(folder)) > set(chain)
-        tear(chance.choice(chain))
+        # The kill itself leaves no half page: one is known only once it is written. So one is torn
+        # here, as by a disk that lost its last writes; it must be a miss, and not an answer.
+        pages = stored(folder)
+        assert set(pages) >= chain
+        pages[chance.choice(sorted(chain))].tear()
 
     warm = answers(prompts, tiny_llama, tmp_path / "after.log", *flags)
     plain = answers(prompts, tiny_llama, tmp_path / "plain.log", "--disable-radix-cache")

@@ -1,5 +1,7 @@
 """Each symbol of SGLang that is touched is where it was read, and takes what we pass."""
 
+import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,48 @@ def test_a_parameter_that_went_is_named():
     )
     with pytest.raises(CompatibilityError, match="no longer takes colour"):
         upstream.check_symbol(changed)
+
+
+def test_arguments_that_tell_pages_apart_are_arguments():
+    from sglang.srt.server_args import ServerArgs
+
+    from sglang_ext.arguments import PAGE_ARGUMENTS
+
+    assert set(PAGE_ARGUMENTS) <= set(ServerArgs.__struct_fields__)
+
+
+def test_every_way_to_change_weights_passes_our_hook():
+    updater = upstream.resolve(upstream.WEIGHT_UPDATER)
+    ways = [name for name in vars(updater) if name.startswith("update_weights_from_")]
+    assert len(ways) >= 4
+    for name in ways:
+        body = inspect.getsource(inspect.unwrap(getattr(updater, name)))
+        changed = re.search(r"_select_runners|receive_weights|deserialize", body)
+        assert changed, name
+        assert 0 <= body.find("self._observe_weight_load(") < changed.start(), name
+
+
+def test_a_page_on_its_way_to_disk_is_locked_until_the_write_returns():
+    controller = upstream.resolve(
+        "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller:HybridCacheController"
+    )
+    body = inspect.getsource(controller.backup_thread_func)
+    assert body.index("self._page_backup") < body.index("ack_backup_queue.put")
+
+
+def test_the_storage_has_every_method_of_sglangs():
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
+
+    from sglang_ext.cache.storage import PageStorage
+
+    assert not PageStorage.__abstractmethods__
+    inherited = {"on_host_pools_registered"}
+    for name, method in vars(HiCacheStorage).items():
+        if name.startswith("_") or not callable(method) or name in inherited:
+            continue
+        assert name in vars(PageStorage), name
+        expected = list(inspect.signature(method).parameters)
+        assert list(inspect.signature(vars(PageStorage)[name]).parameters) == expected, name
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 import random
 
 import pytest
-from support.serving import generate, start
+from support.serving import flush, generate, served_by, start
+from support.stored_pages import wait_for_pages
+
+from sglang_ext.cache import upkeep
 
 pytestmark = pytest.mark.server
 
@@ -29,7 +32,28 @@ def test_two_ranks_say_what_one_says(tiny_llama, tmp_path):
 
 def test_experts_on_one_rank_and_on_two_with_the_cache(tiny_qwen3_moe, tmp_path):
     one, _ = answers(tiny_qwen3_moe, tmp_path / "one.log")
-    flags = ("--tp-size", "2", "--ext-cache", "--ext-l2-size", "64MB")
-    flags += ("--ext-l3-dir", str(tmp_path / "kv"), "--ext-l3-size", "100MB")
-    two, _ = answers(tiny_qwen3_moe, tmp_path / "two.log", *flags, repeats=2)
-    assert two == [one[0], one[0]]
+    folder = tmp_path / "kv"
+    flags = ("--tp-size", "2", "--ext-cache", "--ext-l2-size", "64MB", "--max-total-tokens", "4096")
+    flags += ("--ext-l3-dir", str(folder), "--ext-l3-size", "100MB")
+    whole = len(PROMPT) // 64 * 64
+    server = start(tiny_qwen3_moe, tmp_path / "two.log", *flags)
+    try:
+        cold = generate(server, PROMPT, 16)
+        again = generate(server, PROMPT, 16)
+        wait_for_pages(folder, 2 * (whole // 64))
+        flush(server)
+        from_disk = generate(server, PROMPT, 16)
+        server.kill()
+    finally:
+        server.stop()
+    # Each rank has its own store, and half of the size.
+    stores = upkeep.stores_in(folder)
+    assert [store.name for store in stores] == ["rank-0", "rank-1"]
+    assert [upkeep.look(store).pages for store in stores] == [whole // 64] * 2
+    server = start(tiny_qwen3_moe, tmp_path / "restarted.log", *flags)
+    try:
+        after_kill = generate(server, PROMPT, 16)
+    finally:
+        server.stop()
+    assert served_by(from_disk) == served_by(after_kill) == (0, 0, whole)
+    assert [a["output_ids"] for a in (cold, again, from_disk, after_kill)] == [one[0]] * 4

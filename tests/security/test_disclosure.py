@@ -5,7 +5,8 @@ import stat
 
 import psutil
 import pytest
-from support.serving import generate, get, pages, post, served_by, start, wait_for_pages
+from support.serving import flush, generate, get, post, served_by, start
+from support.stored_pages import stored, wait_for_pages
 
 pytestmark = pytest.mark.server
 
@@ -65,8 +66,22 @@ def test_prompts_ids_and_salts_are_not_logged(server, folder):
 
 def test_cached_pages_are_for_their_owner_alone(server, folder):
     chance = random.Random(6)
-    before = len(pages(folder))
+    before = len(stored(folder))
     generate(server, [chance.randrange(10_000, 40_000) for _ in range(200)])
     wait_for_pages(folder, before + 1)
-    # Nobody else gets past the folder, whatever is below it.
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for path in folder.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_tenants_pages_on_disk_are_for_that_tenant_alone(server, folder):
+    chance = random.Random(7)
+    ids = [chance.randrange(10_000, 40_000) for _ in range(200)]
+    before = len(stored(folder))
+    generate(server, ids, cache_salt="one tenant")
+    wait_for_pages(folder, before + 3)
+    for other in ({"cache_salt": "another tenant"}, {"extra_key": "one tenant"}, {}):
+        flush(server)
+        assert sum(served_by(generate(server, ids, **other))) == 0
+    flush(server)
+    assert served_by(generate(server, ids, cache_salt="one tenant")) == (0, 0, 192)

@@ -17,7 +17,6 @@ from sglang_ext.bench.server import ServerProcess, free_port, sglang_command
 
 RENAMED_SYMBOL = Path(__file__).parent / "renamed_symbol"
 START_S = 240
-BACKUP_S = 30
 END_S = 10
 
 
@@ -87,20 +86,6 @@ def wait_for_end(session: int) -> list[psutil.Process]:
     while (left := living(session)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
-
-
-def pages(folder: Path) -> list[Path]:
-    """The pages in an L3 folder; they lie in a subfolder named after the model and its setting."""
-    return sorted(folder.rglob("*.bin"))
-
-
-def wait_for_pages(folder: Path, count: int) -> list[Path]:
-    """Until so many pages are on disk, which are returned; bounded."""
-    deadline = time.monotonic() + BACKUP_S
-    while len(found := pages(folder)) < count:
-        assert time.monotonic() < deadline, f"{len(found)} of {count} pages on disk"
-        time.sleep(0.1)
-    return found
 
 
 def flush(server: ServerProcess) -> None:

@@ -1,14 +1,16 @@
 """Our flags on an argparse parser such as SGLang hands over."""
 
 import argparse
+import itertools
 import json
+import os
 import pickle
 import socket
-from pathlib import Path
 
 import pytest
 
 from sglang_ext import arguments
+from sglang_ext.cache import folder as folder_module
 from sglang_ext.config import ExtConfig
 from sglang_ext.errors import ConfigError
 
@@ -148,23 +150,45 @@ def test_flags_that_nobody_checked_are_not_dropped(parser, model):
         arguments.carry_config(lambda _cls, _args: Record(), Record, known)
 
 
-def l3_folder(parser, model, folder, *flags):
+def l3_settings(parser, model, folder, *flags):
     argv = ["--model-path", model, "--ext-cache", "--ext-l3-dir", str(folder)]
     parsed = parser.parse_args([*argv, "--ext-l3-size", "1GB", *flags])
-    return json.loads(parsed.hicache_storage_backend_extra_config)["file_storage_path"]
+    return json.loads(parsed.hicache_storage_backend_extra_config)["sglang_ext"]
 
 
-def test_pages_of_another_model_or_geometry_go_to_another_folder(parser, model, tmp_path):
+@pytest.fixture
+def unlocked(monkeypatch):
+    """Locks of this test alone, given back at its end."""
+    monkeypatch.setattr(folder_module, "_held", {})
+    yield
+    for lock in folder_module._held.values():
+        lock.release()
+
+
+def test_third_tier_gets_its_folder_and_what_tells_pages_apart(parser, model, tmp_path, unlocked):
     folder = tmp_path / "kv"
-    first = l3_folder(parser, model, folder)
-    assert Path(first).parent == folder
-    assert Path(first).stat().st_mode & 0o777 == 0o700
-    assert l3_folder(parser, model, folder) == first
-    others = {l3_folder(parser, model, folder, "--page-size", "16")}
-    others.add(l3_folder(parser, model, folder, "--tp-size", "2"))
-    (Path(model) / "model.safetensors").write_text("other weights")
-    others.add(l3_folder(parser, model, folder))
-    assert len(others | {first}) == 4
+    first = l3_settings(parser, model, folder)
+    assert first["folder"] == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert first["capacity_bytes"] == 10**9
+    assert first["identity"]["model"] == model
+    assert l3_settings(parser, model, folder) == first
+    others = [
+        l3_settings(parser, model, folder, "--page-size", "16"),
+        l3_settings(parser, model, folder, "--tp-size", "2"),
+    ]
+    identities = [other["identity"] for other in (first, *others)]
+    assert all(a != b for a, b in itertools.combinations(identities, 2))
+
+
+def test_second_server_on_a_folder_is_one_line_and_code_2(parser, model, tmp_path, capsys):
+    folder = tmp_path / "kv"
+    folder.mkdir(mode=0o700)
+    other = folder_module.ServerLock(folder)
+    argv = ["--model-path", model, "--ext-cache", "--ext-l3-dir", str(folder)]
+    line = refused(parser, [*argv, "--ext-l3-size", "1GB"], capsys)
+    other.release()
+    assert f"{folder} is in use by the server with process id {os.getpid()}" in line
 
 
 def test_hub_name_is_left_to_sglang(parser, monkeypatch):
@@ -180,11 +204,3 @@ def test_port_in_use(parser, model, capsys):
         line = refused(parser, ["--model-path", model, "--ext-cache", "--port", port], capsys)
     assert f"--port {port}" in line
     parser.parse_args(["--model-path", model, "--ext-cache", "--port", port])
-
-
-def test_environment_that_moves_the_l3_folder(parser, model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR", "/elsewhere")
-    argv = ["--model-path", model, "--ext-cache", "--ext-l3-dir", str(tmp_path / "kv")]
-    line = refused(parser, [*argv, "--ext-l3-size", "1GB"], capsys)
-    assert "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR" in line
-    assert "--ext-l3-dir" in line

@@ -1,5 +1,6 @@
 """The flags: sizes, togetherness, conflicts, and what they set."""
 
+import json
 import os
 import pickle
 
@@ -56,11 +57,25 @@ def test_bad_tokens_say_what_was_expected(text):
     assert len(str(caught.value)) < 200
 
 
+def test_host_tier_whose_unit_was_forgotten_is_refused():
+    with pytest.raises(ConfigError, match="without a unit counts bytes"):
+        config.parse({"ext_cache": True, "ext_l2_size": "64"})
+
+
+def test_host_tier_beyond_the_machines_memory_is_refused():
+    parsed = config.parse({"ext_cache": True, "ext_l2_size": "64GB"})
+    config.check_l2_fits(parsed, 100 * 10**9)
+    with pytest.raises(ConfigError, match=r"64 GB do not fit .* of 25 GB"):
+        config.check_l2_fits(parsed, 25 * 10**9)
+
+
 def test_device_tier_holds_a_page_at_least():
     parsed = config.parse({"ext_cache": True, "ext_l1_tokens": "63"})
     config.check_l1_holds_a_page(parsed, 63)
     with pytest.raises(ConfigError, match=r"--ext-l1-tokens 63 .* 64 tokens"):
         config.check_l1_holds_a_page(parsed, 64)
+    with pytest.raises(ConfigError, match="--page-size 0 is no page"):
+        config.check_l1_holds_a_page(parsed, 0)
 
 
 def test_nothing_given_is_nothing_active():
@@ -110,8 +125,43 @@ def test_one_flag_sets_the_stock_flags_it_needs():
 def test_sizes_of_a_server_are_shared_by_its_ranks():
     settings = settings_of(FULL, ranks=4)
     assert settings["hicache_size"] == pytest.approx(0.25)
-    assert '"max_size": 125000000000' in settings["hicache_storage_backend_extra_config"]
+    extra = json.loads(settings["hicache_storage_backend_extra_config"])["sglang_ext"]
+    assert extra["capacity_bytes"] == 500_000_000_000  # the ranks share it out themselves
     assert settings["max_total_tokens"] == 8000
+
+
+def test_third_tier_is_sglangs_dynamic_backend_of_our_class():
+    given = {**FULL, "ext_l3_write_limit": "2TB", "ext_l3_admit": "second"}
+    settings = settings_of(given)
+    assert settings["hicache_storage_backend"] == "dynamic"
+    extra = json.loads(settings["hicache_storage_backend_extra_config"])
+    assert (extra["module_path"], extra["class_name"]) == (
+        "sglang_ext.cache.storage",
+        "PageStorage",
+    )
+    assert extra["interface_v1"] == 1
+    assert extra["hicache_storage_pass_prefix_keys"] is True
+    assert extra["sglang_ext"]["write_limit_bytes_per_day"] == 2 * 10**12
+    assert extra["sglang_ext"]["admission"] == "second"
+
+
+def test_unknown_rule_of_admission():
+    with pytest.raises(ConfigError, match="--ext-l3-admit: 'some'"):
+        config.parse({**FULL, "ext_l3_admit": "some"})
+
+
+@pytest.mark.parametrize("name", ["ext_l3_write_limit", "ext_l3_admit"])
+def test_rules_of_the_third_tier_need_it(name):
+    value = {"ext_l3_write_limit": "2TB", "ext_l3_admit": "second"}[name]
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} needs --ext-l3-dir"):
+        config.parse({"ext_cache": True, name: value})
+
+
+def test_third_tier_that_is_too_small_for_its_ranks():
+    parsed = config.parse({**FULL, "ext_l3_size": "20MB"})
+    config.stock_settings(parsed, ranks=2)
+    with pytest.raises(ConfigError, match=r"--ext-l3-size: 20 MB for 3 ranks .* at least 24 MB"):
+        config.stock_settings(parsed, ranks=3)
 
 
 def check(values, given):
@@ -128,7 +178,11 @@ def check(values, given):
         ({"max_total_tokens": 5}, ("--max-total-tokens", "--ext-l1-tokens")),
         ({"hicache_ratio": 3.0}, ("--hicache-ratio", "--ext-l2-size")),
         ({"tokenizer_worker_num": 2}, ("--tokenizer-worker-num", "--ext-cache")),
-        ({"dp_size": 2}, ("--dp-size", "--ext-l3-dir")),
+        ({"dcp_size": 2}, ("--dcp-size", "--ext-l3-dir")),
+        (
+            {"disaggregation_decode_enable_offload_kvcache": True},
+            ("--disaggregation-decode-enable-offload-kvcache", "--ext-l3-dir"),
+        ),
     ],
 )
 def test_conflict_names_both_flags(given, both):
@@ -156,7 +210,7 @@ def test_l3_folder_is_made_for_its_owner_alone(tmp_path):
 def test_l3_folder_that_is_a_file(tmp_path):
     file = tmp_path / "kv"
     file.write_text("not a folder")
-    with pytest.raises(ConfigError, match="cannot make or open"):
+    with pytest.raises(ConfigError, match="kv is not a folder"):
         config.prepare_l3_dir(str(file))
     assert file.read_text() == "not a folder"
 
@@ -166,7 +220,7 @@ def test_l3_folder_open_to_others_is_refused(tmp_path, mode):
     folder = tmp_path / "kv"
     folder.mkdir()
     folder.chmod(mode)
-    with pytest.raises(ConfigError, match=f"chmod 700 {folder}"):
+    with pytest.raises(ConfigError, match=r"make it yours alone \(mode 700\)"):
         config.prepare_l3_dir(str(folder))
 
 

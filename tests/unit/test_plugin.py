@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sglang_ext import plugin
+from sglang_ext import plugin, upstream
 
 pytest.importorskip("sglang")
 
@@ -16,7 +16,7 @@ LOAD = """
 import json
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from sglang_ext import plugin
+from sglang_ext import plugin, upstream
 from sglang.srt.platforms import current_platform
 print("RESULT", json.dumps({
     "platform": f"{type(current_platform).__module__}.{type(current_platform).__name__}",
@@ -25,10 +25,13 @@ print("RESULT", json.dumps({
 """
 
 
-def load(**env):
+pytestmark = pytest.mark.slow
+
+
+def load(before_result="", **env):
     """What SGLang's loader leaves in a fresh process."""
     result = subprocess.run(
-        [sys.executable, "-c", LOAD],
+        [sys.executable, "-c", LOAD.replace('print("RESULT"', f'{before_result}\nprint("RESULT"')],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -42,8 +45,32 @@ def test_every_seam_is_applied_on_the_reference_device():
     result, loaded = load()
     assert loaded is not None, result.stderr
     assert loaded["platform"] == plugin.PLATFORM
-    assert set(loaded["states"].values()) == {"applied"}
+    of_disk_tier = {hook.target for hook in plugin.hooks() if hook.disk_tier}
+    others = {state for name, state in loaded["states"].items() if name not in of_disk_tier}
+    assert others == {"applied"}
+    assert {loaded["states"][name] for name in of_disk_tier} == {"not needed"}
     assert {hook.target for hook in plugin.hooks()} <= set(loaded["states"])
+
+
+def test_the_disk_tiers_hooks_are_applied_when_it_is_opened():
+    result, loaded = load("from sglang_ext.cache.hooks import opening; assert opening() == []")
+    assert loaded is not None, result.stderr
+    assert set(loaded["states"].values()) == {"applied"}
+
+
+def test_a_disk_tier_whose_hook_moved_does_not_open():
+    module, _, name = upstream.WEIGHT_UPDATER.partition(":")
+    move = (
+        f"from {module} import {name} as updater; del updater._observe_weight_load; "
+        "from sglang_ext.cache.hooks import opening; missing = opening()"
+    )
+    result, loaded = load(move)
+    assert loaded is None
+    assert result.returncode == 1
+    assert f"{name}._observe_weight_load" in result.stderr
+    result, loaded = load(f"{move}; assert len(missing) == 1", SGLANG_EXT_STRICT="0")
+    assert loaded is not None, result.stderr
+    assert list(loaded["states"].values()).count("failed") == 1
 
 
 def test_platform_of_somebody_else_needs_no_device_hooks():
@@ -51,7 +78,9 @@ def test_platform_of_somebody_else_needs_no_device_hooks():
     result, loaded = load(SGLANG_USE_CPU_ENGINE="1", SGLANG_EXT_STRICT="0")
     assert loaded is not None, result.stderr
     assert loaded["platform"] == "sglang.srt.platforms.cpu.CpuSRTPlatform"
-    needed = {hook.target for hook in plugin.hooks() if not hook.reference_device}
+    needed = {
+        hook.target for hook in plugin.hooks() if not hook.reference_device and not hook.disk_tier
+    }
     states = loaded["states"]
     assert {name for name, state in states.items() if state == "applied"} == needed
     assert {states[name] for name in set(states) - needed} == {"not needed"}

@@ -1,0 +1,144 @@
+"""Files of segments: opened, made, checked and removed."""
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+
+from sglang_ext.cache.store.disk import read_fully, write_fully
+from sglang_ext.cache.store.folder import StoreFolder
+from sglang_ext.cache.store.format import BLOCK_BYTES, SegmentHeader
+from sglang_ext.cache.store.segments import Segment, Space
+
+__all__ = ["SegmentFiles", "aligned_block"]
+
+logger = logging.getLogger(__name__)
+
+
+def aligned_block(size_bytes: int = BLOCK_BYTES) -> memoryview:
+    """Zeroed memory that O_DIRECT accepts; unmapped when the last view of it is gone."""
+    return memoryview(mmap.mmap(-1, size_bytes))
+
+
+class SegmentFiles:
+    """Opens and makes segment files.
+
+    Args:
+        folder: where.
+        direct: ask for O_DIRECT.
+        read_only: open for reading alone.
+
+    ``direct`` tells after the first file whether O_DIRECT is in use.
+    """
+
+    def __init__(self, folder: StoreFolder, *, direct: bool, read_only: bool) -> None:
+        self.direct = direct
+        self._folder = folder
+        self._access = os.O_RDONLY if read_only else os.O_RDWR
+
+    def open_all(self) -> tuple[list[tuple[Segment, int]], list[tuple[int, str]]]:
+        """Open every segment that is ours.
+
+        Returns:
+            Empty segments with the lengths of their files; and numbers of files that are not
+            usable, each with what is wrong.
+        """
+        good: list[tuple[Segment, int]] = []
+        bad: list[tuple[int, str]] = []
+        for number in self._folder.segment_numbers():
+            found = self.open(number)
+            if isinstance(found, str):
+                bad.append((number, found))
+            else:
+                good.append(found)
+        return good, bad
+
+    def open(self, number: int) -> tuple[Segment, int] | str:
+        """An empty segment and the length of its file, or what is wrong with it."""
+        file = self._open(number, self._access)
+        block = aligned_block()
+        try:
+            size = self._folder.disk.stat(file).st_size
+            read_fully(self._folder.disk, file, block, 0)
+        except OSError as error:
+            self._folder.disk.close(file)
+            return f"cannot be read: {error.strerror}"
+        header = SegmentHeader.unpack(block)
+        wrong = self._wrong(header, number, size)
+        if header is None or wrong:
+            self._folder.disk.close(file)
+            return wrong
+        slots = (size - BLOCK_BYTES) // header.slot_bytes
+        return Segment(number, header.slot_bytes, slots, file), size
+
+    def create(self, number: int, slot_bytes: int, slots: int, space: Space) -> Segment | None:
+        """Make a segment durably; None where its file has too many extents for its charge.
+
+        Raises:
+            OSError: the disk has no room for it; nothing of it is left.
+        """
+        disk, path = self._folder.disk, self._folder.segment_path(number)
+        self._folder.remove(path)  # one that was found damaged, or was being made at a crash
+        size = BLOCK_BYTES + slots * slot_bytes
+        file = self._open(number, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        kept = False
+        try:
+            disk.allocate(file, size)
+            block = aligned_block()
+            header = SegmentHeader(self._folder.store_id, number, slot_bytes).pack()
+            block[: len(header)] = header
+            write_fully(disk, file, block, 0)
+            disk.sync(file)
+            disk.sync_folder(self._folder.segments)
+            allocated = disk.stat(file).st_blocks * 512
+            kept = not space.is_fragmented(slots, size, allocated)
+        finally:
+            if not kept:
+                disk.close(file)
+                self._folder.remove(path)
+        if not kept:
+            logger.warning("page store: %s would have too many extents; it is not used", path)
+            return None
+        return Segment(number, slot_bytes, slots, file)
+
+    def remove(self, number: int) -> None:
+        """Remove a segment's file, so that its room is free at once."""
+        self._folder.remove(self._folder.segment_path(number))
+
+    def close(self, segment: Segment) -> None:
+        """Close a segment's descriptor."""
+        with contextlib.suppress(OSError):  # a failed write is told of by sync, not by close
+            self._folder.disk.close(segment.file)
+
+    def _wrong(self, header: SegmentHeader | None, number: int, size: int) -> str:
+        if header is None:
+            return "its header is damaged"
+        if header.store != self._folder.store_id:
+            return "it belongs to another store"
+        if header.segment != number:
+            return f"it is segment {header.segment} under another name"
+        if header.slot_bytes < BLOCK_BYTES or header.slot_bytes % BLOCK_BYTES:
+            return f"its slots have {header.slot_bytes} bytes"
+        if size < BLOCK_BYTES + header.slot_bytes:
+            return f"it was cut to {size} bytes"
+        return ""
+
+    def _open(self, number: int, flags: int) -> int:
+        path = self._folder.segment_path(number)
+        if self.direct:
+            try:
+                return self._folder.open(path, flags | os.O_DIRECT)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                # The file exists now if it was to be made: some file systems refuse afterwards.
+                if flags & os.O_EXCL:
+                    self._folder.remove(path)
+                self.direct = False
+                logger.warning(
+                    "page store: %s is on a file system without O_DIRECT; pages go through the "
+                    "page cache, which costs a copy and memory",
+                    self._folder.segments,
+                )
+        return self._folder.open(path, flags)

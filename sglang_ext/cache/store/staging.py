@@ -1,0 +1,146 @@
+"""Aligned memory between the disk and the caller.
+
+A disk that hangs holds on to the memory it was given; if that were the caller's, it would be
+written into long after the caller has taken it back. So data is staged here, checked here, and
+copied only while the caller is still waiting. It is also what O_DIRECT's alignment asks for.
+"""
+
+import mmap
+import threading
+from bisect import insort
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang_ext.cache.store.format import BLOCK_BYTES
+from sglang_ext.cache.store.options import Buffer
+
+__all__ = ["Block", "Staging", "copy_in", "copy_out", "flat"]
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Block:
+    """A piece of staging memory; owned by whoever took it, until ``free``.
+
+    Usable in a ``with``. ``view`` is the memory for the disk, ``array`` the same for copies.
+    """
+
+    __slots__ = ("_staging", "array", "size", "start", "view")
+
+    def __init__(self, staging: "Staging", start: int, size: int) -> None:
+        self._staging = staging
+        self.start = start
+        self.size = size
+        self.view = staging.view[start : start + size]
+        self.array = staging.array[start : start + size]
+
+    def __enter__(self) -> "Block":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.free()
+
+    def free(self) -> None:
+        """Give the memory back."""
+        self._staging.give(self.start, self.size)
+
+
+class Staging:
+    """Hands out pieces of one mapping, first fit from the bottom so that caches stay warm.
+
+    Args:
+        size_bytes: of the mapping; pages of memory are used once they are touched.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        memory = mmap.mmap(-1, self.size_bytes)
+        # The kernel pins the pages of each direct operation: 512 times fewer with huge pages.
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        self.view = memoryview(memory)
+        self.array: Bytes = np.frombuffer(memory, np.uint8)
+        self._changed = threading.Condition()
+        self._free = [(0, self.size_bytes)]
+        self._closed = False
+
+    def take(self, size_bytes: int) -> Block | None:
+        """A block of at least ``size_bytes``; blocks until there is one, None after ``close``."""
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        with self._changed:
+            while not self._closed:
+                for number, (start, length) in enumerate(self._free):
+                    if length >= size:
+                        self._cut(number, start, length, size)
+                        return Block(self, start, size)
+                self._changed.wait()
+        return None
+
+    def give(self, start: int, size: int) -> None:
+        """Take a block back."""
+        with self._changed:
+            insort(self._free, (start, size))
+            at = self._free.index((start, size))
+            if at + 1 < len(self._free) and start + size == self._free[at + 1][0]:
+                self._free[at] = (start, size + self._free.pop(at + 1)[1])
+            if at and sum(self._free[at - 1]) == start:
+                before = self._free[at - 1]
+                self._free[at - 1] = (before[0], before[1] + self._free.pop(at)[1])
+            self._changed.notify_all()
+
+    def free_bytes(self) -> int:
+        """How much nobody holds."""
+        with self._changed:
+            return sum(length for _, length in self._free)
+
+    def close(self) -> None:
+        """Wake everybody who waits; what is held stays valid."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _cut(self, number: int, start: int, length: int, size: int) -> None:
+        if length == size:
+            del self._free[number]
+        else:
+            self._free[number] = (start + size, length - size)
+
+
+def flat(buffer: Buffer) -> Bytes:
+    """A caller's buffer as bytes, without copying.
+
+    Raises:
+        ValueError: it is not contiguous.
+    """
+    try:
+        return np.frombuffer(buffer, np.uint8)
+    except (ValueError, BufferError) as error:
+        view = memoryview(buffer)
+        if not view.nbytes:
+            return np.empty(0, np.uint8)
+        raise ValueError("a page's buffer is not contiguous") from error
+
+
+def copy_out(targets: list[Bytes], source: Bytes) -> None:
+    """Fill ``targets`` one after another from ``source``."""
+    start = 0
+    for target in targets:
+        end = start + len(target)
+        target[:] = source[start:end]
+        start = end
+
+
+def copy_in(target: Bytes, sources: list[Bytes]) -> None:
+    """Write ``sources`` one after another into ``target``, and zeros behind them."""
+    start = 0
+    for source in sources:
+        end = start + len(source)
+        target[start:end] = source
+        start = end
+    target[start:] = 0

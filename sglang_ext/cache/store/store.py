@@ -1,0 +1,311 @@
+"""The page store: what a caller sees, and the thread that makes things durable."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+from sglang_ext.cache.store.disk import Disk, RealDisk
+from sglang_ext.cache.store.engine import Engine
+from sglang_ext.cache.store.follower import Follower
+from sglang_ext.cache.store.format import KEY_BYTES, slot_bytes_of
+from sglang_ext.cache.store.health import Health
+from sglang_ext.cache.store.keeper import Keeper
+from sglang_ext.cache.store.options import Buffer, Page, StoreOptions, StoreStats
+from sglang_ext.cache.store.plan import Offer
+from sglang_ext.cache.store.reader import Reader
+from sglang_ext.cache.store.staging import Staging, flat
+from sglang_ext.cache.store.writer import Writer
+from sglang_ext.errors import StoreError
+
+__all__ = ["PageStore"]
+
+
+class PageStore:
+    """Pages of KV cache on an SSD. Methods may be called from any thread.
+
+    Nothing raises out of ``prefix``, ``read``, ``write`` and ``touch`` but ``ValueError`` for
+    wrong arguments: a fault of the disk is a counted miss. Usable as a context manager.
+
+    Args:
+        folder: the store's folder; made where it is missing.
+        options: bounds and behaviour.
+        disk: who does the file operations; the operating system by default.
+
+    Raises:
+        StoreFolderError, StoreFormatError, StoreInUseError: see there.
+        StoreError: the disk fails while the store is opened.
+    """
+
+    def __init__(self, folder: Path, options: StoreOptions, *, disk: Disk | None = None) -> None:
+        self._start(Path(folder), options, disk or RealDisk(), writer=True)
+
+    @classmethod
+    def follow(
+        cls, folder: Path, options: StoreOptions, *, disk: Disk | None = None
+    ) -> "PageStore":
+        """A read-only view beside a writer in another process.
+
+        It learns of what the writer does from the journal, whenever it is asked something. The
+        writer may come later: until then there are no pages. ``write`` writes nothing.
+
+        Raises:
+            StoreFolderError, StoreFormatError: see there.
+        """
+        store = cls.__new__(cls)
+        store._start(  # noqa: SLF001 - a second constructor
+            Path(folder), options, disk or RealDisk(), writer=False
+        )
+        return store
+
+    def _start(self, folder: Path, options: StoreOptions, disk: Disk, *, writer: bool) -> None:
+        begin = time.monotonic()
+        self._options = options
+        self._disk = disk
+        self._closed = False
+        self._hours = WriteHours(options.write_limit_bytes_per_day)
+        self._writing = Health("writing")
+        self._keeper: Keeper | None = None
+        self._follower: Follower | None = None
+        try:
+            if writer:
+                seen = SeenTwice() if options.admission == "second" else None
+                self._keeper = Keeper(folder, options, disk, self._hours, seen, self._writing)
+                self._catalog = self._keeper.catalog
+            else:
+                self._follower = Follower(folder, options, disk)
+                self._catalog = self._follower.catalog
+        except OSError as error:
+            raise StoreError(
+                f"the page store {folder} cannot be opened: {error}; see to the disk, or give the "
+                "server another folder"
+            ) from error
+        self._staging = Staging(options.staging_bytes)
+        self._engine = Engine(options.io_threads)
+        parts = self._engine, disk, self._staging, options
+        self._reader = Reader(self._catalog, *parts)
+        self._writer: Writer | None = None
+        if self._keeper is not None:
+            self._writer = Writer(self._keeper, *parts, self._writing)
+            self._keeper.start(self._reader.ahead.expire)
+        self.open_s = time.monotonic() - begin
+
+    def __enter__(self) -> "PageStore":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def prefix(self, keys: Sequence[bytes], *, read_ahead: bool = False) -> int:
+        """How many leading keys are resident. Does not wait for the disk.
+
+        Args:
+            keys: of a chain, from its root or from any page on.
+            read_ahead: begin to read those pages, because ``read`` will ask for them soon.
+        """
+        _check_keys(keys)
+        if self._closed:
+            return 0
+        self._catch_up()
+        count = self._catalog.prefix(keys)
+        if read_ahead:
+            self._reader.announce(keys[:count])
+        return count
+
+    def read(
+        self, namespace: bytes, keys: Sequence[bytes], targets: Sequence[Sequence[Buffer]]
+    ) -> list[bool]:
+        """Read pages into the caller's memory.
+
+        Blocks until all have arrived, ``options.stall_s`` at most. A page that does not match its
+        key, namespace, length or checksum is not delivered, and is dropped with its descendants.
+
+        Args:
+            namespace: what ``write`` was given.
+            keys: pages.
+            targets: for each page the buffers that its payload is divided among, writable.
+
+        Returns:
+            For each page whether its targets hold it; targets of the others are untouched.
+
+        Raises:
+            ValueError: lengths differ, or a buffer cannot be used.
+        """
+        _check_namespace(namespace)
+        _check_keys(keys)
+        if len(keys) != len(targets):
+            raise ValueError(f"{len(keys)} keys and targets for {len(targets)} pages")
+        memory = [[flat(buffer) for buffer in pieces] for pieces in targets]
+        if any(not piece.flags.writeable for pieces in memory for piece in pieces):
+            raise ValueError("a target is not writable")
+        if self._closed or not keys:
+            return [False] * len(keys)
+        self._catch_up()
+        return self._reader.read(namespace, keys, memory)
+
+    def write(self, namespace: bytes, pages: Sequence[Page]) -> list[bool]:
+        """Write pages, parents before their children.
+
+        Blocks until the pages would survive the end of this process, ``options.stall_s`` at most;
+        they survive a power loss after the next sync (``options.sync_interval_s``, or ``flush``).
+        One call is served at a time.
+
+        Returns:
+            For each page whether it is resident now, written or there before.
+
+        Raises:
+            ValueError: a key, namespace or buffer cannot be used, or a page is larger than a
+                quarter of the staging memory.
+        """
+        _check_namespace(namespace)
+        _check_keys([page.key for page in pages])
+        _check_keys([page.parent for page in pages if page.parent is not None])
+        sources = [[flat(piece) for piece in page.buffers] for page in pages]
+        offers: dict[bytes, Offer] = {}
+        for number, page in enumerate(pages):
+            size = sum(map(len, sources[number]))
+            slot_bytes = slot_bytes_of(size)
+            if slot_bytes > self._options.staging_bytes // 4:
+                raise ValueError(
+                    f"a page of {size} bytes needs staging_bytes={4 * slot_bytes}; "
+                    f"it is {self._options.staging_bytes}"
+                )
+            if page.key not in offers:
+                offers[page.key] = Offer(number, page.key, page.parent, size, slot_bytes)
+        if self._writer is None or self._closed or not pages:
+            return [False] * len(pages)
+        resident = self._writer.write(namespace, list(offers.values()), sources)
+        return [offers[page.key].number in resident for page in pages]
+
+    def touch(self, key: bytes) -> None:
+        """A page was used elsewhere: it and its ancestors are evicted later. Does not block."""
+        _check_keys([key])
+        if not self._closed:
+            self._catalog.touch(key)
+
+    def drop(self, key: bytes) -> None:
+        """Forget a page and its descendants, as if it had not matched when it was read."""
+        _check_keys([key])
+        if self._keeper is not None and not self._closed:
+            self._catalog.drop(key, "asked")
+
+    def flush(self) -> None:
+        """Make all that was accepted durable; blocks for as long as the disk takes.
+
+        Raises:
+            StoreError: the disk failed.
+        """
+        if self._keeper is None or self._closed:
+            return
+        try:
+            self._keeper.sync()
+        except OSError as error:
+            raise StoreError(f"pages could not be made durable: {error}") from error
+
+    def clear(self) -> None:
+        """Drop all pages and give their room back; nothing but the store's own files goes.
+
+        Raises:
+            StoreError: the disk failed; what could not be removed is empty all the same.
+        """
+        if self._keeper is None or self._closed:
+            return
+        self._reader.ahead.forget()
+        try:
+            with self._keeper.turn:
+                self._keeper.clear()
+        except OSError as error:
+            raise StoreError(f"segments could not be removed: {error}") from error
+
+    def stats(self) -> StoreStats:
+        """Counters and gauges."""
+        catalog, keeper, reader = self._catalog, self._keeper, self._reader
+        written = self._writer.counts if self._writer else Counter()
+        with catalog.lock:
+            return StoreStats(
+                pages=len(catalog.index),
+                payload_bytes=catalog.index.payload_total_bytes,
+                used_bytes=catalog.segments.used_bytes(),
+                capacity_bytes=self._options.capacity_bytes,
+                segments=len(catalog.segments.by_number),
+                direct=self._is_direct(),
+                writer=keeper is not None,
+                hits=reader.counts["hits"],
+                misses=reader.counts["misses"],
+                read_bytes=reader.counts["read_bytes"],
+                written_pages=written["pages"],
+                written_bytes=written["bytes"],
+                duplicates=catalog.duplicates,
+                evicted=catalog.evicted,
+                refused={why: n for why, n in catalog.refused.items() if n},
+                dropped={why: n for why, n in catalog.dropped.items() if n},
+                errors=dict(reader.health.errors + self._writing.errors),
+                read_ahead_pages=reader.ahead.pages,
+                read_ahead_used=reader.ahead.used_pages,
+                operations=self._engine.operations,
+                syncs=keeper.syncs if keeper else 0,
+                checkpoints=keeper.checkpoints if keeper else 0,
+                written_today_bytes=self._hours.total_bytes(),
+                healthy=reader.health.is_good and self._writing.is_good,
+                recovery=keeper.recovered.how if keeper else "follow",
+                open_s=self.open_s,
+            )
+
+    def check_integrity(self) -> None:
+        """Check every invariant of index and slots, and the bound on the store's size.
+
+        For tests: takes long, and no other call may be under way.
+
+        Raises:
+            StoreError: one is broken.
+        """
+        self._catalog.check_integrity()
+        if self._keeper is None:
+            return
+        allocated = self._keeper.folder.allocated_bytes()
+        if allocated > self._options.capacity_bytes:
+            raise StoreError(f"the store takes {allocated} bytes of {self._options.capacity_bytes}")
+
+    def close(self) -> None:
+        """Make everything durable, write a checkpoint and release the folder; idempotent.
+
+        Blocks, ``options.stall_s`` at most for what is under way. A failing disk is logged: what
+        is durable by then is there at the next start.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._reader.ahead.forget()
+        idle = self._engine.close(time.monotonic() + self._options.stall_s)
+        self._staging.close()
+        if self._keeper is not None:
+            self._keeper.close(idle=idle)
+        if self._follower is not None and idle:
+            self._follower.close()
+
+    def _catch_up(self) -> None:
+        if self._follower is not None:
+            self._follower.catch_up()
+
+    def _is_direct(self) -> bool:
+        if self._keeper is not None:
+            return self._keeper.files.direct
+        return self._follower is not None and self._follower.direct
+
+
+def _check_namespace(namespace: bytes) -> None:
+    if len(namespace) != KEY_BYTES:
+        raise ValueError(f"a namespace has {KEY_BYTES} bytes; this one has {len(namespace)}")
+
+
+def _check_keys(keys: Sequence[bytes]) -> None:
+    for key in keys:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"a key has {KEY_BYTES} bytes; this one has {len(key)}")

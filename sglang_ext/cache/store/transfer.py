@@ -1,0 +1,310 @@
+"""Operations of the engine: adjacent slots between disk and callers, verified on the way.
+
+Each operation is one ``preadv`` or ``pwritev`` of a run of slots.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TypeVar
+
+import xxhash
+
+from sglang_ext.cache.store.disk import Disk, read_fully, write_fully
+from sglang_ext.cache.store.engine import Batch
+from sglang_ext.cache.store.format import BLOCK_BYTES, NO_KEY, PageHeader
+from sglang_ext.cache.store.plan import Found, Plan, Planned
+from sglang_ext.cache.store.segments import locate
+from sglang_ext.cache.store.staging import Block, Bytes, Staging, copy_in, copy_out
+
+__all__ = [
+    "DirectRun",
+    "ReadRun",
+    "Reading",
+    "WriteJob",
+    "WriteRun",
+    "mismatch",
+    "operation_bytes",
+    "runs",
+]
+
+
+# Below this an operation costs more than it moves.
+_LEAST_OPERATION_BYTES = 512 * 1024
+InSlot = TypeVar("InSlot", Found, Planned)
+
+
+def operation_bytes(pages: Sequence[InSlot], in_flight: int, most_bytes: int) -> int:
+    """Size of operations that keeps all workers busy: an even share, within bounds."""
+    total = len(pages) * pages[0].segment.slot_bytes if pages else 0
+    return min(most_bytes, max(total // in_flight, _LEAST_OPERATION_BYTES))
+
+
+def runs(pages: Sequence[InSlot], most_bytes: int) -> list[list[InSlot]]:
+    """Pages in adjacent slots, in runs of up to ``most_bytes`` and at least one page."""
+    result: list[list[InSlot]] = []
+    size = 0
+    last = None
+    for page in sorted(pages, key=attrgetter("location")):
+        slot_bytes = page.segment.slot_bytes
+        size += slot_bytes
+        if page.location == last and size <= most_bytes:
+            result[-1].append(page)
+        else:
+            result.append([page])
+            size = slot_bytes
+        last = page.location + 1
+    return result
+
+
+def mismatch(
+    slot: memoryview, key: bytes, namespace: bytes | None, payload_bytes: int
+) -> tuple[str, bytes]:
+    """Why the bytes of a slot are not the page that was asked for; empty: they are.
+
+    Args:
+        slot: header and payload.
+        key: of the page.
+        namespace: of the page; None: any.
+        payload_bytes: its length.
+
+    Returns:
+        The part that does not match, and the namespace that the page has.
+    """
+    header = PageHeader.unpack(slot)
+    if header is None:
+        return "header", b""
+    if header.key != key:
+        return "key", header.namespace
+    if namespace is not None and header.namespace != namespace:
+        return "namespace", header.namespace
+    if header.payload_bytes != payload_bytes:
+        return "length", header.namespace
+    payload = slot[BLOCK_BYTES : BLOCK_BYTES + payload_bytes]
+    if xxhash.xxh3_128_digest(payload) != header.payload_check:
+        return "payload", header.namespace
+    return "", header.namespace
+
+
+class ReadRun:
+    """Reads a run of slots into staging memory; what happens then is a subclass's.
+
+    Args:
+        disk, staging: where from, where to.
+        pages: adjacent, in order.
+        finished: called once, by the worker, with the pages, those to drop and why, the bytes
+            read, and what failed.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        staging: Staging,
+        pages: list[Found],
+        finished: "Finished",
+    ) -> None:
+        self.pages = pages
+        self.slot_bytes = pages[0].segment.slot_bytes
+        self.size_bytes = len(pages) * self.slot_bytes
+        self._disk = disk
+        self._staging = staging
+        self._finished = finished
+
+    def run(self) -> None:
+        """Read, and deliver. Called by a worker."""
+        drops: list[tuple[Found, str]] = []
+        failure: OSError | None = None
+        got = 0
+        try:
+            block = None if self.is_cancelled() else self._staging.take(self.size_bytes)
+            if block is not None:
+                got = self._read(block)
+                self.deliver(block, got, drops)
+        except OSError as error:
+            failure = error
+        finally:
+            self._finished(self.pages, drops, got, failure)
+            self.ended()
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits any more."""
+        return False
+
+    def deliver(self, block: Block, got: int, drops: list[tuple[Found, str]]) -> None:
+        """Take the block over; note pages that do not match."""
+        raise NotImplementedError
+
+    def ended(self) -> None:
+        """Called last, whatever happened."""
+
+    def _read(self, block: Block) -> int:
+        segment = self.pages[0].segment
+        offset = segment.offset_of(locate(self.pages[0].location)[1])
+        try:
+            return read_fully(self._disk, segment.file, block.view[: self.size_bytes], offset)
+        except BaseException:
+            block.free()
+            raise
+
+
+Finished = Callable[[Sequence[Found], Sequence[tuple[Found, str]], int, OSError | None], None]
+
+
+@dataclass
+class Reading:
+    """One call of ``read``: whose memory, and what arrived."""
+
+    namespace: bytes
+    targets: list[list[Bytes]]
+    results: list[bool]
+
+
+class DirectRun(ReadRun):
+    """Reads a run of slots for a caller that waits for it."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        staging: Staging,
+        pages: list[Found],
+        finished: Finished,
+        reading: Reading,
+        batch: Batch,
+    ) -> None:
+        super().__init__(disk, staging, pages, finished)
+        self._reading = reading
+        self._batch = batch
+
+    def is_cancelled(self) -> bool:  # noqa: D102 - see `ReadRun`
+        return self._batch.abandoned
+
+    def deliver(self, block: Block, got: int, drops: list[tuple[Found, str]]) -> None:  # noqa: D102
+        if not self._batch.borrow():
+            block.free()
+            return
+        try:
+            with block:
+                # Page by page, so that the copy finds in the processor's cache what was checked.
+                for number, page in enumerate(self.pages):
+                    why = self._deliver(block, number * self.slot_bytes, got, page)
+                    if why:
+                        drops.append((page, why))
+        finally:
+            self._batch.give_back()
+
+    def _deliver(self, block: Block, start: int, got: int, page: Found) -> str:
+        """Check one page and copy it; what does not match, if anything."""
+        end = start + self.slot_bytes
+        if end > got:
+            return "cut"
+        namespace = self._reading.namespace
+        why, _ = mismatch(block.view[start:end], page.key, namespace, page.payload_bytes)
+        if not why:
+            start += BLOCK_BYTES
+            payload = block.array[start : start + page.payload_bytes]
+            copy_out(self._reading.targets[page.number], payload)
+            self._reading.results[page.number] = True
+        return why
+
+    def ended(self) -> None:  # noqa: D102
+        self._batch.done()
+
+
+@dataclass
+class WriteJob:
+    """One call of ``write``: what is written for it, and what happens when all of it is.
+
+    Attributes:
+        namespace: of all pages.
+        plan: pages and their slots.
+        sources: the caller's memory, by number of the offer.
+        batch: what the caller waits for: one operation, the commit.
+        commit: called by the worker that ends last, with the pages that were written.
+        failed: called with each failure.
+        left: operations that have not ended.
+    """
+
+    namespace: bytes
+    plan: Plan
+    sources: list[list[Bytes]]
+    batch: Batch
+    commit: Callable[[Sequence[Planned]], None]
+    failed: Callable[[OSError], None]
+    written_us: int = field(default_factory=lambda: time.time_ns() // 1000)
+    written: list[Planned] = field(default_factory=list)
+    left: int = 0
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def ended(self, pages: Sequence[Planned]) -> None:
+        """An operation ended, with ``pages`` written."""
+        with self.guard:
+            self.written.extend(pages)
+            self.left -= 1
+            last = self.left == 0
+        if last:
+            # Parents first, as they were accepted.
+            written = {page.location for page in self.written}
+            try:
+                self.commit([p for p in self.plan.accepted if p.location in written])
+            finally:
+                self.batch.done()
+
+
+class WriteRun:
+    """Writes a run of adjacent slots."""
+
+    def __init__(self, disk: Disk, staging: Staging, pages: list[Planned], job: WriteJob) -> None:
+        self._disk = disk
+        self._staging = staging
+        self._pages = pages
+        self._job = job
+
+    def run(self) -> None:
+        """Copy, hash, write. Called by a worker."""
+        written: Sequence[Planned] = ()
+        try:
+            if self._write():
+                written = self._pages
+        except OSError as error:
+            self._job.failed(error)
+        finally:
+            self._job.ended(written)
+
+    def _write(self) -> bool:
+        segment = self._pages[0].segment
+        slot_bytes = segment.slot_bytes
+        block = self._staging.take(len(self._pages) * slot_bytes)
+        if block is None:
+            return False
+        with block:
+            # A page whose caller gave up is not written: its bytes may be others by now.
+            if not self._job.batch.borrow():
+                return False
+            try:
+                for number, page in enumerate(self._pages):
+                    start, end = number * slot_bytes, (number + 1) * slot_bytes
+                    payload = block.array[start + BLOCK_BYTES : end]
+                    copy_in(payload, self._job.sources[page.offer.number])
+                    self._head(block.view[start:end], page)
+            finally:
+                self._job.batch.give_back()
+            offset = segment.offset_of(locate(self._pages[0].location)[1])
+            size = len(self._pages) * slot_bytes
+            write_fully(self._disk, segment.file, block.view[:size], offset)
+        return True
+
+    def _head(self, slot: memoryview, page: Planned) -> None:
+        offer = page.offer
+        payload = slot[BLOCK_BYTES : BLOCK_BYTES + offer.payload_bytes]
+        header = PageHeader(
+            depth=page.depth,
+            namespace=self._job.namespace,
+            key=offer.key,
+            parent=offer.parent or NO_KEY,
+            payload_bytes=offer.payload_bytes,
+            written_us=self._job.written_us,
+            payload_check=xxhash.xxh3_128_digest(payload),
+        )
+        slot[:BLOCK_BYTES] = header.pack().ljust(BLOCK_BYTES, b"\0")

@@ -1,0 +1,126 @@
+"""Reads every page of a store and tells what does not match; changes nothing."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sglang_ext.cache.store.admission import WriteHours
+from sglang_ext.cache.store.disk import Disk, RealDisk, read_fully
+from sglang_ext.cache.store.folder import StoreFolder
+from sglang_ext.cache.store.index import Index
+from sglang_ext.cache.store.recovery import recover
+from sglang_ext.cache.store.segment_files import SegmentFiles, aligned_block
+from sglang_ext.cache.store.segments import Segment, Segments, Space, locate
+from sglang_ext.cache.store.transfer import mismatch
+from sglang_ext.errors import StoreError
+
+__all__ = ["Finding", "verify_store"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not match.
+
+    Attributes:
+        file: name below the store's folder.
+        key: of the page, in hexadecimal; empty where the finding is about a file.
+        what: what does not match.
+    """
+
+    file: str
+    key: str
+    what: str
+
+    def to_json(self) -> dict[str, object]:
+        """The same as plain values for ``json.dumps``."""
+        return asdict(self)
+
+
+def verify_store(
+    folder: Path, on_page: Callable[[int, int], None] | None = None, *, disk: Disk | None = None
+) -> Iterator[Finding]:
+    """Check superblock, checkpoint, journal, segments and every page.
+
+    Takes the writer's lock, so no server may run on the folder. Nothing is written but the process
+    id into the lock.
+
+    Args:
+        folder: of the store.
+        on_page: called after each page with the number of pages done and of all.
+        disk: who reads; the operating system by default.
+
+    Raises:
+        StoreError: there is no store, it is in use, or it must not be used.
+        OSError: the disk fails outside of a page.
+    """
+    disk = disk or RealDisk()
+    try:
+        store = StoreFolder(folder, disk, writer=False)
+    except FileNotFoundError as error:
+        raise StoreError(f"{folder} holds no page store") from error
+    if not (folder / "lock").exists() or not store.load():
+        raise StoreError(f"{folder} holds no page store")
+    store.claim()
+    try:
+        yield from _verify(store, disk, on_page or (lambda done, pages: None))
+    finally:
+        store.release()
+
+
+def _verify(
+    store: StoreFolder, disk: Disk, on_page: Callable[[int, int], None]
+) -> Iterator[Finding]:
+    files = SegmentFiles(store, direct=True, read_only=True)
+    good, bad = files.open_all()
+    segments = Segments(Space(1 << 62))
+    for segment, size in good:
+        segments.insert(segment, size)
+    try:
+        for number, why in bad:
+            yield Finding(_name(store, number), "", why)
+        recovered = recover(store, segments, WriteHours(None), threads=16)
+        for name, what in recovered.damage:
+            yield Finding(name, "", what)
+        yield from _pages(store, disk, recovered.index, segments, on_page)
+    finally:
+        for segment in segments:
+            files.close(segment)
+
+
+def _pages(
+    store: StoreFolder,
+    disk: Disk,
+    index: Index,
+    segments: Segments,
+    on_page: Callable[[int, int], None],
+) -> Iterator[Finding]:
+    # In the order of the disk, one after another: as fast as one reader is.
+    rows = sorted(index.rows.values(), key=lambda row: index.location[row])
+    block = aligned_block(max([segment.slot_bytes for segment in segments], default=4096))
+    for number, row in enumerate(rows):
+        segment_number, slot = locate(index.location[row])
+        segment = segments.by_number[segment_number]
+        why = _page(disk, index, row, segment, slot, block)
+        if why:
+            name = _name(store, segment_number)
+            yield Finding(name, index.key_of(row).hex(), f"slot {slot}: {why}")
+        on_page(number + 1, len(rows))
+
+
+def _page(
+    disk: Disk, index: Index, row: int, segment: Segment, slot: int, block: memoryview
+) -> str:
+    view = block[: segment.slot_bytes]
+    try:
+        got = read_fully(disk, segment.file, view, segment.offset_of(slot))
+    except OSError as error:
+        return f"cannot be read: {os.strerror(error.errno or 0)}"
+    if got < segment.slot_bytes:
+        return "cut"
+    why, _ = mismatch(view, index.key_of(row), None, index.payload_bytes[row])
+    return why and f"{why} does not match"
+
+
+def _name(store: StoreFolder, number: int) -> str:
+    return str(store.segment_path(number).relative_to(store.path))

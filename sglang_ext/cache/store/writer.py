@@ -1,0 +1,116 @@
+"""The write side of a store: slots for a batch, its bytes to disk, then the commit."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+from sglang_ext.cache.store.catalog import Catalog
+from sglang_ext.cache.store.disk import Disk
+from sglang_ext.cache.store.engine import Batch, Engine, Operation
+from sglang_ext.cache.store.health import Health
+from sglang_ext.cache.store.keeper import Keeper
+from sglang_ext.cache.store.options import StoreOptions
+from sglang_ext.cache.store.plan import Offer, Plan, Planned
+from sglang_ext.cache.store.staging import Bytes, Staging
+from sglang_ext.cache.store.transfer import WriteJob, WriteRun, operation_bytes, runs
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Writes pages for callers, one call at a time.
+
+    Args:
+        keeper: makes room and commits.
+        engine, disk, staging: write.
+        options: of the store.
+        health: is asked before, and told of faults.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        engine: Engine,
+        disk: Disk,
+        staging: Staging,
+        options: StoreOptions,
+        health: Health,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._keeper = keeper
+        self._catalog: Catalog = keeper.catalog
+        self._engine = engine
+        self._disk = disk
+        self._staging = staging
+        self._options = options
+        self._health = health
+
+    def write(
+        self, namespace: bytes, offers: Sequence[Offer], sources: list[list[Bytes]]
+    ) -> set[int]:
+        """Write what is offered, parents first, no key twice; numbers of what is resident then."""
+        deadline = time.monotonic() + self._options.stall_s
+        if not self._health.allows() or not self._keeper.turn.acquire(
+            timeout=self._options.stall_s
+        ):
+            with self._catalog.lock:
+                self._catalog.refused["disk"] += len(offers)
+            return set()
+        try:
+            return self._write(namespace, offers, sources, deadline)
+        finally:
+            self._keeper.turn.release()
+
+    def _write(
+        self,
+        namespace: bytes,
+        offers: Sequence[Offer],
+        sources: list[list[Bytes]],
+        deadline: float,
+    ) -> set[int]:
+        plan = self._catalog.plan(offers)
+        resident = set(plan.resident)
+        self._make_room(plan, deadline)
+        if not plan.accepted:
+            self._keeper.give_up(plan)
+            return resident
+        committed: list[Planned] = []
+
+        def commit(written: Sequence[Planned]) -> None:
+            committed.extend(self._keeper.commit(plan, written))
+
+        job = WriteJob(namespace, plan, sources, Batch(1), commit, self._health.failed)
+        # As many operations as writes may be in flight.
+        most = operation_bytes(
+            plan.accepted, self._options.io_threads // 2, self._options.operation_bytes
+        )
+        parts = runs(plan.accepted, most)
+        job.left = len(parts)
+        operations: list[Operation] = [
+            WriteRun(self._disk, self._staging, part, job) for part in parts
+        ]
+        self._engine.submit(operations, "write")
+        if not job.batch.wait(deadline):
+            job.batch.abandon()
+            self._health.failed(None)
+            return resident
+        if committed:
+            self._health.succeeded()
+            self.counts["pages"] += len(committed)
+            self.counts["bytes"] += sum(page.offer.payload_bytes for page in committed)
+        resident.update(page.offer.number for page in committed)
+        return resident
+
+    def _make_room(self, plan: Plan, deadline: float) -> None:
+        """Segments for what has no slot; where none can be made, other pages go."""
+        catalog = self._catalog
+        while plan.waiting:
+            before = len(plan.waiting), catalog.segments.slots, catalog.may_grow
+            grow = partial(self._keeper.grow, plan.waiting[0][0].slot_bytes)
+            if not self._engine.call(grow, "write", deadline):
+                self._health.failed(None)
+                return
+            catalog.extend(plan)
+            if before == (len(plan.waiting), catalog.segments.slots, catalog.may_grow):
+                return  # all that could go is in use

@@ -1,0 +1,132 @@
+"""A view beside a writer: it finds what the writer wrote, and never a wrong byte."""
+
+import pytest
+from support.store_pages import chain, options, read, write
+
+from sglang_ext.cache.store import PageStore
+from sglang_ext.cache.store import follower as follower_module
+from sglang_ext.cache.store.options import MIB
+from sglang_ext.errors import StoreFolderError
+
+KEYS = chain("a", 20)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(follower_module, "_LOOK_AGAIN_S", 0.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "store"
+
+
+def test_it_finds_what_the_writer_writes(folder):
+    with PageStore(folder, options()) as writer, PageStore.follow(folder, options()) as view:
+        assert view.prefix(KEYS) == 0
+        write(writer, KEYS[:5])
+        assert view.prefix(KEYS) == 5
+        write(writer, KEYS[5:], parent=KEYS[4])
+        assert all(read(view, KEYS))
+        view.check_integrity()
+
+
+def test_it_may_come_before_the_writer(folder):
+    with PageStore.follow(folder, options()) as view:
+        assert view.prefix(KEYS) == 0
+        with PageStore(folder, options()) as writer:
+            write(writer, KEYS)
+            assert all(read(view, KEYS))
+
+
+def test_it_finds_what_is_in_a_checkpoint(folder):
+    with PageStore(folder, options()) as writer:
+        write(writer, KEYS)
+    with PageStore(folder, options()), PageStore.follow(folder, options()) as view:
+        assert all(read(view, KEYS))
+
+
+def test_it_reads_what_a_closed_store_holds(folder):
+    with PageStore(folder, options()) as writer:
+        write(writer, KEYS[:10])
+    with PageStore.follow(folder, options()) as view:
+        assert view.stats().pages == 10
+        assert all(read(view, KEYS[:10]))
+        with PageStore(folder, options()) as writer:
+            write(writer, KEYS[10:], parent=KEYS[9])
+            assert any(view.prefix(KEYS) == 20 for _ in range(5))
+            assert all(read(view, KEYS))
+        assert any(view.prefix(KEYS) == 20 for _ in range(5))
+
+
+def test_a_folder_that_must_not_be_used_is_told_at_the_start_and_is_a_miss_later(folder):
+    with PageStore(folder, options()) as writer:
+        write(writer, KEYS)
+        view = PageStore.follow(folder, options())
+    folder.chmod(0o755)
+    with pytest.raises(StoreFolderError):
+        PageStore.follow(folder, options())
+    view.prefix(KEYS)
+    read(view, KEYS)
+    view.close()
+
+
+def test_it_writes_nothing(folder):
+    with PageStore(folder, options()), PageStore.follow(folder, options()) as view:
+        assert not any(write(view, KEYS))
+        view.clear()
+        view.flush()
+        view.touch(KEYS[0])
+        assert not view.stats().writer
+
+
+def test_it_follows_through_journals_checkpoints_and_evictions(folder):
+    small = options(MIB, sync_interval_s=0.01)
+    with PageStore(folder, small) as writer, PageStore.follow(folder, small) as view:
+        for number in range(150):
+            keys = chain(number, 8)
+            write(writer, keys)
+            if number % 3 == 0:
+                count = view.prefix(keys)
+                assert count == writer.prefix(keys)
+                assert all(read(view, keys[:count]))
+        assert writer.stats().checkpoints > 3
+        view.check_integrity()
+        for number in range(150):
+            keys = chain(number, 8)
+            assert view.prefix(keys) == writer.prefix(keys)
+            read(view, keys)
+
+
+def test_it_catches_up_after_it_was_too_slow(folder):
+    small = options(MIB, sync_interval_s=0.01)
+    with PageStore(folder, small) as writer, PageStore.follow(folder, small) as view:
+        write(writer, KEYS)
+        assert view.prefix(KEYS) == 20
+        for number in range(200):
+            write(writer, chain(number, 8))
+        keys = chain(199, 8)
+        assert any(view.prefix(keys) == 8 for _ in range(5))
+        assert all(read(view, keys))
+
+
+def test_it_survives_a_clear_and_another_slot_size(folder):
+    with PageStore(folder, options()) as writer, PageStore.follow(folder, options()) as view:
+        write(writer, KEYS)
+        assert all(read(view, KEYS))
+        writer.clear()
+        assert view.prefix(KEYS) == 0
+        write(writer, KEYS, 30_000)
+        assert all(read(view, KEYS, 30_000))
+        view.check_integrity()
+
+
+def test_it_survives_a_restart_of_the_writer(folder):
+    with PageStore.follow(folder, options()) as view:
+        with PageStore(folder, options()) as writer:
+            write(writer, KEYS[:5])
+            assert view.prefix(KEYS) == 5
+        with PageStore(folder, options()) as writer:
+            write(writer, KEYS[5:], parent=KEYS[4])
+            assert any(view.prefix(KEYS) == 20 for _ in range(5))
+            assert all(read(view, KEYS))

@@ -1,0 +1,167 @@
+"""The index: a prefix-closed tree whose leaves go least recently used first."""
+
+import random
+
+import pytest
+
+from sglang_ext.cache.store.index import NO_ROW, Index
+from sglang_ext.errors import StoreError
+
+
+def key(number):
+    return number.to_bytes(32, "little")
+
+
+def grow(index, number, parent=None, time_us=0, kind=0):
+    above = NO_ROW if parent is None else index.rows[key(parent)]
+    return index.add(key(number), above, number, 100, kind, time_us)
+
+
+def numbers(gone):
+    return [int.from_bytes(k, "little") for k, _ in gone]
+
+
+def test_leaves_go_least_recently_used_first():
+    index = Index()
+    for number in range(5):
+        grow(index, number, time_us=10 - number)
+    assert numbers(index.evict(0, 2)) == [4, 3]
+    index.check_integrity()
+
+
+def test_a_parent_goes_after_its_children():
+    index = Index()
+    for number in range(5):
+        grow(index, number, number - 1 if number else None, time_us=1)
+    assert numbers(index.evict(0, 99)) == [4, 3, 2, 1, 0]
+    assert len(index) == 0
+
+
+def test_touching_a_page_refreshes_its_ancestors():
+    index = Index()
+    for name, start in (("old", 0), ("new", 10)):
+        for number in range(start, start + 3):
+            grow(index, number, number - 1 if number != start else None, 1 if name == "old" else 5)
+    index.touch(index.rows[key(2)], 9)
+    assert numbers(index.evict(0, 6)) == [12, 11, 10, 2, 1, 0]
+
+
+def test_touching_an_ancestor_does_not_refresh_its_descendants():
+    index = Index()
+    grow(index, 0, time_us=1)
+    grow(index, 1, 0, time_us=1)
+    grow(index, 2, time_us=2)
+    index.touch(index.rows[key(0)], 9)
+    assert numbers(index.evict(0, 2)) == [1, 2]
+
+
+def test_of_equal_times_the_deeper_goes_first():
+    index = Index()
+    grow(index, 0, time_us=1)
+    grow(index, 1, 0, time_us=1)
+    grow(index, 2, 1, time_us=1)
+    grow(index, 3, time_us=1)
+    assert numbers(index.evict(0, 4)) == [2, 1, 0, 3] or numbers(index.evict(0, 4)) == []
+    index.check_integrity()
+
+
+def test_pinned_rows_stay_and_can_go_later():
+    index = Index()
+    grow(index, 0, time_us=1)
+    grow(index, 1, time_us=2)
+    row = index.rows[key(0)]
+    index.pin(row)
+    index.pin(row)
+    assert numbers(index.evict(0, 2)) == [1]
+    index.unpin(row)
+    assert numbers(index.evict(0, 2)) == []
+    index.unpin(row)
+    assert numbers(index.evict(0, 2)) == [0]
+
+
+def test_only_the_asked_kind_goes():
+    index = Index()
+    grow(index, 0, time_us=1, kind=1)
+    grow(index, 1, time_us=2, kind=0)
+    assert numbers(index.evict(0, 9)) == [1]
+    assert index.next_to_go(0) is None
+    assert index.next_to_go(1) == 1
+
+
+def test_a_queued_leaf_that_got_a_child_stays():
+    index = Index()
+    grow(index, 0, time_us=1)
+    assert index.next_to_go(0) == 1  # in the queue now
+    grow(index, 1, 0, time_us=2)
+    grow(index, 2, time_us=3)
+    assert numbers(index.evict(0, 1)) == [1]
+    assert numbers(index.evict(0, 1)) == [0]
+
+
+def test_removing_a_tree_gives_children_before_parents():
+    index = Index()
+    grow(index, 0)
+    grow(index, 1, 0)
+    grow(index, 2, 0)
+    grow(index, 3, 1)
+    gone = numbers(index.remove_tree(index.rows[key(0)]))
+    assert sorted(gone) == [0, 1, 2, 3]
+    assert gone.index(3) < gone.index(1) < gone.index(0)
+    index.check_integrity()
+
+
+def test_a_row_that_was_used_again_goes_by_its_new_page():
+    index = Index()
+    grow(index, 0, time_us=1)
+    index.next_to_go(0)
+    index.remove_tree(index.rows[key(0)])
+    grow(index, 1, time_us=7, kind=1)  # the same row, another kind
+    grow(index, 2, time_us=3)
+    assert numbers(index.evict(0, 9)) == [2]
+    assert numbers(index.evict(1, 9)) == [1]
+
+
+def test_random_trees_keep_their_invariants():
+    chance = random.Random(5)
+    index, parents = Index(), {}
+    for number in range(2000):
+        alive = [n for n in parents if key(n) in index.rows]
+        what = chance.random()
+        if what < 0.6 or not alive:
+            parent = chance.choice([None, *alive]) if alive else None
+            parents[number] = parent
+            grow(index, number, parent, number)
+        elif what < 0.8:
+            index.touch(index.rows[key(chance.choice(alive))], number)
+        elif what < 0.9:
+            index.evict(0, chance.randrange(1, 6))
+        else:
+            index.remove_tree(index.rows[key(chance.choice(alive))])
+        if number % 50 == 0:
+            index.check_integrity()
+        for n, parent in parents.items():
+            if parent is not None and key(n) in index.rows:
+                assert key(parent) in index.rows
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda index: index.parent.__setitem__(1, 2),
+        lambda index: index.depth.__setitem__(1, 5),
+        lambda index: index.child.__setitem__(0, NO_ROW),
+        lambda index: index.free.append(1),
+        lambda index: index.rows.pop(key(2)),
+        lambda index: index.keys.__setitem__(3, 99),
+        lambda index: setattr(index, "payload_total_bytes", 1),
+    ],
+)
+def test_check_integrity_notices(damage):
+    index = Index()
+    grow(index, 0)
+    grow(index, 1, 0)
+    grow(index, 2, 1)
+    index.check_integrity()
+    damage(index)
+    with pytest.raises(StoreError):
+        index.check_integrity()
