@@ -9,15 +9,25 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sglang_ext import config as ext_config
 from sglang_ext.cache.folder import check_stores, hold
+from sglang_ext.cache.secret import folder_secret
+from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.config import FLAGS, ExtConfig
 from sglang_ext.errors import ConfigError, SglangExtError
 
-__all__ = ["CONFIG_ATTRIBUTE", "PAGE_ARGUMENTS", "add_flags", "carry_config", "config_of"]
+__all__ = [
+    "CONFIG_ATTRIBUTE",
+    "PAGE_ARGUMENTS",
+    "add_flags",
+    "carry_config",
+    "config_of",
+    "tree_settings",
+]
 
 # Bookkeeping attribute of SGLang's record of arguments; pickled to child processes with it.
 CONFIG_ATTRIBUTE = "_sglang_ext_config"
@@ -81,6 +91,23 @@ def config_of(server_args: Any) -> ExtConfig:
     return config if isinstance(config, ExtConfig) else ExtConfig()
 
 
+def tree_settings(server_args: Any) -> TreeSettings | None:
+    """What the radix tree of this server is asked to be; None: SGLang's own."""
+    config = config_of(server_args)
+    cache = config.cache
+    if not cache.steered:
+        return None
+    defaults = TreeSettings()
+    return TreeSettings(
+        policy=cache.policy or defaults.policy,
+        secret=config.secret,
+        state_file=str(Path(cache.l3_dir) / "policy.state") if cache.l3_dir else "",
+        record_file=cache.record or "",
+        record_bytes=cache.record_bytes or defaults.record_bytes,
+        tool_call_parser=getattr(server_args, "tool_call_parser", None) or "",
+    )
+
+
 def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -> None:
     """Read our flags from ``parsed``, check them, and set the stock flags they need."""
     config = ext_config.parse(vars(parsed))
@@ -104,6 +131,10 @@ def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -
         # This process lives as long as the server, and so does the lock.
         hold(Path(config.cache.l3_dir), node=getattr(parsed, "node_rank", 0) or 0)
         check_stores(Path(config.cache.l3_dir))
+    if config.cache.steered:
+        folder = config.cache.l3_dir
+        secret = folder_secret(Path(folder)) if folder else secrets.token_bytes(16)
+        setattr(parsed, CONFIG_ATTRIBUTE, replace(config, secret=secret))
     for setting in settings:
         if setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)

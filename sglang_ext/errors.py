@@ -19,6 +19,7 @@
     │   ├── DamagedStateError   it is not a state, or some of it is wrong
     │   ├── StateFormError      it was written in another form
     │   └── StateBoundsError    it is of a policy with other bounds
+    ├── MirrorError           what is known of SGLang's radix tree contradicts itself
     ├── TraceError            a request trace or a server's log cannot be replayed
     ├── BenchError            a benchmark could not measure what it was asked to
     └── DemoError             the demonstration could not run to its end
@@ -36,6 +37,7 @@ __all__ = [
     "DeviceError",
     "FlagConflictError",
     "HookError",
+    "MirrorError",
     "ModelError",
     "PatchError",
     "ServerError",
@@ -135,6 +137,10 @@ class TraceError(SglangExtError):
     """A request trace, or a server's log to make one of, cannot be used."""
 
     exit_code = 2
+
+
+class MirrorError(SglangExtError):
+    """What is known of SGLang's radix tree contradicts itself, or what the tree says."""
 
 
 class StateError(SglangExtError):

@@ -49,7 +49,7 @@ def model(tmp_path):
 @pytest.fixture
 def make(tmp_path, model, monkeypatch):
     """Makes storages on one folder, as SGLang does; all are closed at the end."""
-    monkeypatch.setattr(hooks, "_opening", list)
+    monkeypatch.setattr(hooks, "_opening", lambda part: [])
     monkeypatch.setattr(storage, "open_store", partial(open_store, wait_s=0.3))
     made = []
 
@@ -379,7 +379,7 @@ def test_attached_without_its_settings(make):
 
 
 def test_without_its_hooks_it_stays_off(make, monkeypatch, caplog):
-    monkeypatch.setattr(hooks, "_opening", lambda: ["some.hook"])
+    monkeypatch.setattr(hooks, "_opening", lambda part: ["some.hook"])
     with caplog.at_level(logging.ERROR):
         one = make(pool=mha_pool(seed=1))
     assert one.batch_set_v1(chain(1), tokens(0), ROOT) == [False]
