@@ -43,11 +43,11 @@ __all__ = [
     "StateBoundsError",
     "StateError",
     "StateFormError",
-    "TraceError",
     "StoreError",
     "StoreFolderError",
     "StoreFormatError",
     "StoreInUseError",
+    "TraceError",
 ]
 
 

@@ -49,7 +49,7 @@ class Turn:
     def __init__(self, conversation: "Conversation", begin: float) -> None:
         self.conversation = conversation
         self.begin = begin
-        self.curve: "array[float] | None" = None
+        self.curve: array[float] | None = None
         self.pause = -1  # number of the pause in the model; -1: none
         self.running_pause = -1  # the same of what began with the request's arrival
         self.pinned_until = 0.0

@@ -2,13 +2,13 @@
 
 A node is judged by the last request that passed it, its *turn*. While the request runs the server
 holds its nodes anyway. Once the answer is finished its conversation pauses, and a block of it is
-worth what the return curve says: the best ratio of hits to block-seconds that holding it from now on
-can have (`sglang_ext.cache.returns.hold_value`). That ratio needs neither the block's size nor the
-cache's capacity, and it orders all tiers alike: L1 keeps what returns soon, L2 what returns later,
-L3 the rest.
+worth what the return curve says: the best ratio of hits to block-seconds that holding it from now
+on can have (`sglang_ext.cache.returns.hold_value`). That ratio needs neither the block's size nor
+the cache's capacity, and it orders all tiers alike: L1 keeps what returns soon, L2 what returns
+later, L3 the rest.
 
-A node whose conversation has moved on without it is a branch that was rewritten: it goes first, once
-anything was learned. A cold policy equals LRU.
+A node whose conversation has moved on without it is a branch that was rewritten: it goes first,
+once anything was learned. A cold policy equals LRU.
 
 Advice of clients (`announce`, `end`) is a feature like any other: it is believed as far as it came
 true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.order.Shares`
@@ -160,8 +160,10 @@ class Policy:
         return worth * recompute, until
 
     def _at(self, curve: "array[float]", place: int, age: float) -> float:
-        """A curve between two ages. A cold policy takes steps, which keep the order of ages exact
-        though worths are asked for at different times.
+        """A curve between two ages.
+
+        A cold policy takes steps, which keep the order of ages exact though worths are asked for at
+        different times.
         """
         worth = curve[place]
         if not self.model.steps or place + 1 >= len(curve):
@@ -213,7 +215,7 @@ class Policy:
         return self._reopen(ended, now)
 
     def pin(self, session: str, now: float, seconds: float) -> list[Turn]:
-        """Hold the latest conversation of ``session`` for ``seconds``, at most `PolicyLimits.pin_s`.
+        """Hold the latest conversation of ``session``, at most for `PolicyLimits.pin_s`.
 
         Returns:
             Turns whose worth has changed; none where the tenant's budget is spent or nothing is

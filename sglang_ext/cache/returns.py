@@ -319,9 +319,9 @@ class ReturnModel:
         """`[rows, ages]`: whether a return in a bin was to be seen, and whether it came."""
         age, back = self._age[rows], self._back[rows][:, None]
         age = np.where(np.isnan(age), now - self._begin[rows], age)[:, None]
-        inside = (age >= AGES) & ((age < _ENDS) | (AGES == AGES[-1]))
+        inside = (age >= AGES) & ((age < _ENDS) | (_ENDS[-1] == _ENDS))
         survived = age >= _ENDS
-        at_risk = (survived | (inside & back)) & (AGES >= self._entered[rows][:, None])
+        at_risk = (survived | (inside & back)) & (self._entered[rows][:, None] <= AGES)
         return at_risk.astype(np.float64), (inside & back & at_risk).astype(np.float64)
 
     def _move(self, slopes: tuple[Array, ...]) -> None:

@@ -24,7 +24,7 @@ __all__ = ["replay_command"]
 _BAR = 40
 
 
-class _TokensParam(click.ParamType):
+class _TokensParam(click.ParamType[tuple[int, ...]]):
     """Comma-separated numbers of tokens."""
 
     name = "tokens"
@@ -41,7 +41,7 @@ class _TokensParam(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class _PoliciesParam(click.ParamType):
+class _PoliciesParam(click.ParamType[tuple[str, ...]]):
     """Comma-separated names of policies."""
 
     name = "policies"

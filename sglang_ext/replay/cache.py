@@ -21,9 +21,9 @@ class PrefixCache:
     """What one tier, or one capacity, holds of the tree.
 
     Node x holds its first ``resident[x]`` blocks, and holds any only where its parent is whole, so
-    the resident set is prefix-closed. Where a path was passed is noted at its end and handed up when
-    a leaf is dropped: a node is as recent as the last request through it, and a request costs what it
-    misses, not what it is long.
+    the resident set is prefix-closed. Where a path was passed is noted at its end and handed up
+    when a leaf is dropped: a node is as recent as the last request through it, and a request costs
+    what it misses, not what it is long.
 
     Args:
         tree: all prompts.

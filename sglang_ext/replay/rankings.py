@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.conversation import Stop, Turn
+from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival
 from sglang_ext.replay.cache import Place
 from sglang_ext.replay.trace import IntArray, Trace

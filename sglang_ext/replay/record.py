@@ -1,9 +1,10 @@
 """Turns a server's log of requests into a trace: hashes and counts only, no text.
 
-A log is JSON lines, plain or gzip, a request a line, in any order: ``t`` seconds, ``in`` tokens and
-``keys``, the chained keys of the prompt's blocks, shallow first (strings or numbers; equal keys mean
-equal prefixes). ``out``, ``s`` (the session's name or digest), ``a``, ``m``, ``stop`` and ``sub`` as
-in a trace. A line with ``block`` and no ``keys`` is a header; without one the block size is given.
+A log is JSON lines, plain or gzip, a request a line, in any order: ``t`` seconds, ``in`` tokens
+and ``keys``, the chained keys of the prompt's blocks, shallow first (strings or numbers; equal keys
+mean equal prefixes). ``out``, ``s`` (the session's name or digest), ``a``, ``m``, ``stop`` and
+``sub`` as in a trace. A line with ``block`` and no ``keys`` is a header; without one the block size
+is given.
 """
 
 import gzip

@@ -1,8 +1,8 @@
 """The rivals: classic policies, each made leaf-first, one block at a time.
 
-A cache that keeps prefixes can only drop a block whose successors are gone. Each rival orders blocks
-by its own rule and drops the first in that order that is such a leaf. A block inserted or hit with
-its whole path is as recent as the path; ties go to the deeper block.
+A cache that keeps prefixes can only drop a block whose successors are gone. Each rival orders
+blocks by its own rule and drops the first in that order that is such a leaf. A block inserted or
+hit with its whole path is as recent as the path; ties go to the deeper block.
 
 Hits are arrays at once, so a request costs what it misses and what is dropped for it.
 """
@@ -45,7 +45,7 @@ class Rival:
         self.step = 0
 
     def access(self, path: IntArray) -> int:
-        """Look ``path`` up, insert it, cut to capacity; returns how many of its blocks were there."""
+        """Look ``path`` up, insert it, cut to capacity; returns how many blocks were there."""
         self.step += 1
         resident = self.queue[path] >= 0
         count = len(path) if resident.all() else int(np.argmin(resident))

@@ -1,11 +1,11 @@
 """Request traces with prefix reuse: reading, start times, block sizes.
 
-A trace is gzip (or plain) JSON lines. Line 1 is a header ``{name, block, timed, ...}``; ``block`` is
-tokens a block. Then a request a line: ``t`` seconds (from the trace's start when ``timed`` is
-``global``, from its session's start when ``session``; without meaning when ``none``), ``in`` / ``out``
-tokens, ``p`` the earlier request that shares the longest block prefix (-1: none), ``lcp`` blocks
-shared with it, ``n`` blocks of this prompt. ``s`` (session), ``a`` (seconds the answer took), ``m``
-(model), ``stop`` and ``sub`` (a sub-agent) may be there.
+A trace is gzip (or plain) JSON lines. Line 1 is a header ``{name, block, timed, ...}``; ``block``
+is tokens a block. Then a request a line: ``t`` seconds (from the trace's start when ``timed`` is
+``global``, from its session's start when ``session``; without meaning when ``none``), ``in`` and
+``out`` tokens, ``p`` the earlier request that shares the longest block prefix (-1: none), ``lcp``
+blocks shared with it, ``n`` blocks of this prompt. ``s`` (session), ``a`` (seconds the answer
+took), ``m`` (model), ``stop`` and ``sub`` (a sub-agent) may be there.
 
 The prompt of request i is ``path(p)[:lcp]`` and then ``n - lcp`` blocks that nobody had before: the
 exact tree of hashes, without a hash.
