@@ -26,7 +26,8 @@ from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
-from sglang_ext.cache.returns import AGES, RING, Array, ReturnModel, hold_value
+from sglang_ext.cache.guard import Guard
+from sglang_ext.cache.returns import AGES, RING, Array, ReturnModel, cold_value, hold_value
 from sglang_ext.cache.sessions import CONVERSATIONS, Arrival, Sessions
 from sglang_ext.cache.state import from_bytes, to_bytes
 from sglang_ext.errors import DamagedStateError, StateBoundsError
@@ -38,6 +39,10 @@ STALE = -1.0
 _AGES: list[float] = AGES.tolist()
 _ENDS = [*_AGES[1:], _AGES[-1] * 1.5]
 _NEXT = [*_AGES, inf]
+# Worth by age of a policy that has learned nothing, and how long such a branch stays unasked where
+# a guard may change its mind.
+_COLD: list[float] = cold_value().tolist()
+_STALE_S = 60.0
 # Pauses between two looks at the average curve, by which nodes of several conversations are judged.
 _AVERAGE_EVERY = 256
 # Conversations that survive a restart. Default: 4096. Cost: 400 bytes of the state each.
@@ -74,7 +79,7 @@ class Policy:
         limits: bounds of the state.
         seed: of the model's first weights.
         rank_running: also judge requests that are still running. The server need not: it holds
-            their nodes. A replay that cuts below what runs does.
+            their nodes. A replay that cuts what runs does.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class Policy:
         self.sessions = Sessions(self.limits.conversations)
         self.model = _model(self.limits, seed)
         self.rank_running = rank_running
+        self._guards: list[Guard] = []
         self._pins: dict[str, dict[int, Turn]] = {}
         self._average = array("d")
         self._average_at = -_AVERAGE_EVERY
@@ -105,6 +111,8 @@ class Policy:
                 self._move_pin(before, turn)
             changed.append(before)
         changed += self._reopen(superseded, now)
+        for guard in self._guards:
+            guard.arrive(conversation)
         if self.rank_running:
             self._open(turn, now)
         return turn, changed
@@ -123,10 +131,31 @@ class Policy:
             turn.conversation.finish(now, stop, output_tokens)
             turn.begin = now
             self._open(turn, now)
+            for guard in self._guards:
+                guard.finish(turn.conversation, now)
         self.model.learn(now)
 
+    def guard(self, capacity_tokens: int) -> Guard:
+        """A comparison with recency, for a tier that is to be no worse than that.
+
+        Args:
+            capacity_tokens: that the tier and those above it hold.
+
+        Returns:
+            The guard, kept up to date from now on; for `worth`.
+        """
+        guard = Guard(capacity_tokens, self._conversation_worth)
+        self._guards.append(guard)
+        return guard
+
     def worth(
-        self, turn: Turn, now: float, *, shared: bool = False, recompute: float = 1.0
+        self,
+        turn: Turn,
+        now: float,
+        *,
+        shared: bool = False,
+        recompute: float = 1.0,
+        guard: Guard | None = None,
     ) -> tuple[float, float]:
         """What holding a block is worth: hits per block and second, and until when that holds.
 
@@ -139,6 +168,8 @@ class Policy:
                 a node of an average conversation, whatever is known of this one.
             recompute: cost of computing this block over that of an average one. With 1 the hit rate
                 is what counts; with the real cost (it grows with depth) latency is.
+            guard: of the tier that asks. Where it does not trust what was learned, worth is that of
+                a cold policy: by age.
         """
         if turn.pinned_until > now:
             return inf, turn.pinned_until
@@ -148,9 +179,11 @@ class Policy:
             place, until = place + 1, turn.begin + _NEXT[place + 1]
         place = max(0, place - 1)
         curve = turn.curve
+        if guard is not None and not guard.trusted and curve is not None:
+            return _COLD[place] * recompute, until
         if turn.conversation.turn is not turn and (self.model.steps or curve is None):
             if not shared:
-                return STALE, inf
+                return STALE, inf if guard is None else now + _STALE_S
             curve = self._average_curve()
         if curve is None:
             return inf, inf
@@ -346,7 +379,13 @@ class Policy:
                 self._close(turn, now, back=False)
                 self._open(turn, now)
                 changed.append(turn)
+        for guard in self._guards:
+            for turn in changed:
+                guard.rank(turn.conversation, now)
         return changed
+
+    def _conversation_worth(self, conversation: Conversation, now: float) -> tuple[float, float]:
+        return self.worth(conversation.turn, now) if conversation.turn else (STALE, inf)
 
     def _pinned(self, tenant: str, now: float) -> dict[int, Turn]:
         """Pins of ``tenant`` that hold; those of all tenants that do not are dropped."""

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AGES", "RING", "ReturnModel", "hold_value"]
+__all__ = ["AGES", "RING", "ReturnModel", "cold_value", "hold_value"]
 
 Array = npt.NDArray[np.float64]
 
@@ -99,6 +99,11 @@ def hold_value(hazard: Array) -> Array:
     time = held[None, 1:] - held[:-1, None]
     slope = np.where(time > 0.0, fall / np.where(time > 0.0, time, 1.0), 0.0)
     return np.asarray(slope.max(axis=1))
+
+
+def cold_value() -> Array:
+    """`[ages]`: `hold_value` before anything was learned; it falls with age."""
+    return hold_value(1.0 / (1.0 + np.exp(-_PRIOR)))
 
 
 class ReturnModel:

@@ -15,7 +15,8 @@ from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.config import parse_tokens
 from sglang_ext.errors import ConfigError
 from sglang_ext.replay.record import record
-from sglang_ext.replay.run import POLICIES, Replay, replay
+from sglang_ext.replay.rivals import RIVALS
+from sglang_ext.replay.run import ANSWERS, POLICIES, Replay, replay
 from sglang_ext.replay.sizing import ladder, needed_tokens
 from sglang_ext.replay.trace import read_trace
 
@@ -109,10 +110,11 @@ class _PoliciesParam(click.ParamType[tuple[str, ...]]):
 )
 @click.option(
     "--answers",
-    type=click.Choice(["at-once", "timed"]),
-    default="at-once",
+    type=click.Choice(ANSWERS),
+    default=ANSWERS[0],
     show_default=True,
-    help="When a policy is told how an answer ended: with its request, or after it was made.",
+    help="When a policy is told how an answer ended: with its request; when it is complete; then, "
+    "and what runs is held beside the capacity.",
 )
 @click.option(
     "--wished-hit",
@@ -150,6 +152,8 @@ def replay_command(
         raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
     if tiers and wished_hit is not None:
         raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
+    if answers == "held" and set(policies) & set(RIVALS):
+        raise ConfigError("--answers held is of ext, lru and belady", fix="name them: --policies")
     if record_to is not None and len(traces) != 1:
         raise ConfigError(f"--record takes one log, not {len(traces)}")
     open_json(json_file)

@@ -39,11 +39,11 @@ def hits(trace, make):
     tree = PromptTree.of(trace)
     ranking = make(tree)
     caches = [
-        PrefixCache(tree, int(trace.footprint_tokens * size / 64), ranking.rank, ranking.owner)
-        for size in SIZES
+        PrefixCache(tree, tokens // 64, ranking.tier(tokens), ranking.owner)
+        for tokens in (int(trace.footprint_tokens * size) for size in SIZES)
     ]
     for step, now in enumerate(trace.time_s.tolist()):
-        changed = list(ranking.arrive(step, step, now))
+        changed = [*ranking.arrive(step, step, now), *ranking.finish(step, now)]
         for cache in caches:
             for leaf in changed:
                 cache.reconsider(leaf, now)
