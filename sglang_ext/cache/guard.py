@@ -1,8 +1,8 @@
 """Whether a tier would be served better by recency than by what was learned.
 
 A guard plays both against each other in a model of its tier: conversations instead of nodes, so a
-request costs a few microseconds. Where the learned order has fallen behind recency by more than
-chance explains, the tier is ordered by recency until it has caught up. What was learned can be
+request costs a few microseconds. A tier is ordered by recency until the learned order has been
+ahead by more than chance explains, and again when it is no longer ahead. What was learned can be
 wrong for many reasons - the load has changed, too little was seen, clients lie - and all of them
 end here: the loss against recency is bounded by what it takes to notice it.
 
@@ -12,7 +12,7 @@ Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 
 from sglang_ext.cache.conversation import Conversation
@@ -22,9 +22,9 @@ __all__ = ["Guard"]
 
 # Requests over which both are compared: of older ones less than a third counts.
 _WINDOW = 2000.0
-# Standard deviations by which the learned order has to be behind to be dropped, and to be taken
-# back. The first costs at most as many requests' hits as its square before it is seen.
-_DROP, _TAKE_BACK = 2.0, 0.5
+# Lead of the learned order at which it is trusted, and below which it no longer is, in standard
+# deviations of what chance would do.
+_TRUST, _DROP = 1.0, 0.0
 
 
 class Guard:
@@ -43,7 +43,7 @@ class Guard:
         self, capacity_tokens: int, rank: Callable[[Conversation, float], tuple[float, float]]
     ) -> None:
         self.capacity_tokens = capacity_tokens
-        self.trusted = True
+        self.trusted = False
         self.lead_tokens = 0.0
         self._squares = 0.0
         self._recent: OrderedDict[Conversation, int] = OrderedDict()
@@ -64,8 +64,8 @@ class Guard:
         keep = 1.0 - 1.0 / _WINDOW
         self.lead_tokens = self.lead_tokens * keep + lead
         self._squares = self._squares * keep + lead * lead
-        behind = -self.lead_tokens / sqrt(self._squares) if self._squares else 0.0
-        self.trusted = behind < (_DROP if self.trusted else _TAKE_BACK)
+        lead = self.lead_tokens / sqrt(self._squares) if self._squares else 0.0
+        self.trusted = lead > (_DROP if self.trusted else _TRUST)
 
     def finish(self, conversation: Conversation, now: float) -> None:
         """Its answer is complete: the tier is offered all of it."""
@@ -75,6 +75,16 @@ class Guard:
         self._recent.move_to_end(conversation)
         self.rank(conversation, now)
         self._cut(now)
+
+    def state(self) -> list[float]:
+        """What survives a restart, for `load`; what the model of the tier holds does not."""
+        return [self.capacity_tokens, self.lead_tokens, self._squares, float(self.trusted)]
+
+    def load(self, state: Sequence[float]) -> None:
+        """Take back the `state` of a guard of the same capacity; another one is ignored."""
+        capacity, lead, squares, trusted = state
+        if capacity == self.capacity_tokens:
+            self.lead_tokens, self._squares, self.trusted = lead, squares, bool(trusted)
 
     def rank(self, conversation: Conversation, now: float) -> None:
         """More is known of ``conversation``."""

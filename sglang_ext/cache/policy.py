@@ -22,12 +22,13 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
 from sglang_ext.cache.guard import Guard
-from sglang_ext.cache.returns import AGES, RING, Array, ReturnModel, cold_value, hold_value
+from sglang_ext.cache.pins import Pins
+from sglang_ext.cache.returns import AGES, RING, ReturnModel, cold_value, hold_value
 from sglang_ext.cache.sessions import CONVERSATIONS, Arrival, Sessions
 from sglang_ext.cache.state import from_bytes, to_bytes
 from sglang_ext.errors import DamagedStateError, StateBoundsError
@@ -90,7 +91,8 @@ class Policy:
         self.model = _model(self.limits, seed)
         self.rank_running = rank_running
         self._guards: list[Guard] = []
-        self._pins: dict[str, dict[int, Turn]] = {}
+        self._guarded: list[list[float]] = []  # states of guards, from before a restart
+        self._pins = Pins(self.limits.pin_tokens, self.limits.pin_s)
         self._average = array("d")
         self._average_at = -_AVERAGE_EVERY
 
@@ -108,7 +110,7 @@ class Policy:
         if before is not None:
             self._close(before, now, back=True)
             if before.pinned_until > now:
-                self._move_pin(before, turn)
+                self._pins.move(before, turn)
             changed.append(before)
         changed += self._reopen(superseded, now)
         for guard in self._guards:
@@ -145,6 +147,8 @@ class Policy:
             The guard, kept up to date from now on; for `worth`.
         """
         guard = Guard(capacity_tokens, self._conversation_worth)
+        for state in self._guarded:
+            guard.load(state)
         self._guards.append(guard)
         return guard
 
@@ -259,15 +263,7 @@ class Policy:
         )
         if latest is None or latest.turn is None:
             return []
-        pins = self._pinned(latest.tenant, now)
-        spent = sum(turn.conversation.tokens for turn in pins.values())
-        if latest.number not in pins:
-            spent += latest.tokens
-        if spent > self.limits.pin_tokens:
-            return []
-        latest.turn.pinned_until = now + min(max(0.0, seconds), self.limits.pin_s)
-        pins[latest.number] = latest.turn
-        return [latest.turn]
+        return [latest.turn] if self._pins.pin(latest.turn, now, seconds) else []
 
     def turn_at(self, mark: int) -> Turn | None:
         """The turn whose path ends with the block ``mark``, or nearly so.
@@ -317,6 +313,7 @@ class Policy:
                 "model": self.model.state(),
                 "sessions": sessions,
                 "open": list(open_pauses.items()),
+                "guards": [guard.state() for guard in self._guards],
             }
         )
 
@@ -344,25 +341,32 @@ class Policy:
             model.load(state["model"])
             conversations = sessions.load(state["sessions"])
             pauses = {int(number): int(pause) for number, pause in state["open"]}
+            guarded = [[float(value) for value in row] for row in state["guards"]]
+            if any(len(row) != 4 or not all(map(isfinite, row)) for row in guarded):
+                raise ValueError("a guard that is none")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DamagedStateError(
                 f"a policy's state: {type(error).__name__} {error}", fix="start without it"
             ) from error
-        self.model, self.sessions, self._pins = model, sessions, {}
+        self.model, self.sessions, self._guarded = model, sessions, guarded
+        self._pins.clear()
+        for guard in self._guards:
+            for row in guarded:
+                guard.load(row)
         self._average_at = -_AVERAGE_EVERY
         for conversation in conversations:
             if conversation.stop == Stop.RUNNING:
                 conversation.finish(conversation.arrived_s, Stop.OTHER, -1)
             turn = conversation.turn = Turn(conversation, conversation.finished_s)
             turn.pause = pauses.get(conversation.number, -1)
-            turn.curve = _packed(model.curve(sessions.features(conversation)))
+            turn.curve = model.packed(sessions.features(conversation))
         model.close_others(set(pauses.values()), now)
 
     def _open(self, turn: Turn, now: float) -> None:
         x = self.sessions.features(turn.conversation)
         weight = max(1.0, turn.conversation.tokens) ** 0.5
         turn.pause = self.model.open(x, turn.begin, entered=now - turn.begin, weight=weight)
-        turn.curve = _packed(self.model.curve(x))
+        turn.curve = self.model.packed(x)
 
     def _close(self, turn: Turn, now: float, *, back: bool) -> None:
         for pause in (turn.pause, turn.running_pause):
@@ -387,28 +391,10 @@ class Policy:
     def _conversation_worth(self, conversation: Conversation, now: float) -> tuple[float, float]:
         return self.worth(conversation.turn, now) if conversation.turn else (STALE, inf)
 
-    def _pinned(self, tenant: str, now: float) -> dict[int, Turn]:
-        """Pins of ``tenant`` that hold; those of all tenants that do not are dropped."""
-        for name in list(self._pins):
-            held = {n: turn for n, turn in self._pins[name].items() if turn.pinned_until > now}
-            self._pins[name] = held
-            if not held:
-                del self._pins[name]
-        return self._pins.setdefault(tenant, {})
-
-    def _move_pin(self, before: Turn, turn: Turn) -> None:
-        """A pinned conversation stays pinned when it goes on, as long as the budget lets it."""
-        pins = self._pins.get(turn.conversation.tenant, {})
-        spent = sum(pinned.conversation.tokens for pinned in pins.values())
-        if pins.pop(turn.conversation.number, None) and spent <= self.limits.pin_tokens:
-            pins[turn.conversation.number] = turn
-            turn.pinned_until = before.pinned_until
-        before.pinned_until = 0.0
-
     def _average_curve(self) -> "array[float]":
         """The curve of a pause of which nothing particular is known."""
         if self.model.opened - self._average_at >= _AVERAGE_EVERY:
-            self._average = _packed(self.model.curve(self.model.average()))
+            self._average = self.model.packed(self.model.average())
             self._average_at = self.model.opened
         return self._average
 
@@ -416,9 +402,3 @@ class Policy:
 def _model(limits: PolicyLimits, seed: int) -> ReturnModel:
     prior = {FEATURES.index(name): odds for name, odds in _PRIOR.items()}
     return ReturnModel(len(FEATURES), ring=limits.pauses, seed=seed, prior=prior)
-
-
-def _packed(curve: Array) -> "array[float]":
-    packed = array("d")
-    packed.frombytes(curve.tobytes())
-    return packed

@@ -19,6 +19,7 @@ Gittins (1979) as in Aalto, Ayesta and Righter (2009).
 """
 
 import base64
+from array import array
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -220,6 +221,12 @@ class ReturnModel:
         """`[ages]`: `hold_value` of a pause with features ``x``."""
         return hold_value(self.hazard(x))
 
+    def packed(self, x: npt.NDArray[np.float32]) -> "array[float]":
+        """`curve`, for reading one number at a time."""
+        packed = array("d")
+        packed.frombytes(self.curve(x).tobytes())
+        return packed
+
     def average(self, column: int | None = None) -> npt.NDArray[np.float32]:
         """Mean features of the pauses remembered; of those alone that have ``column`` set.
 
@@ -278,8 +285,8 @@ class ReturnModel:
         x = _read(state["x"], (known, self.features))
         columns = [_read(text, (known,), ages=True) for text in state["pauses"]]
         weight, begin, entered, age, back = columns
-        for array, value in zip(mine, theirs, strict=True):
-            array[...] = value
+        for own, value in zip(mine, theirs, strict=True):
+            own[...] = value
         self.steps, self.opened, self.closed = counts
         self._x[:known] = x
         self._weight[:known], self._begin[:known] = weight, begin
