@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,14 @@ class _PoliciesParam(click.ParamType[tuple[str, ...]]):
     metavar="S",
     help="Seconds within which sessions start, where a trace has times within its sessions.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the starts of sessions.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the starts of sessions.",
+)
 @click.option(
     "--block-tokens",
     type=click.IntRange(min=1),
@@ -150,6 +158,8 @@ def replay_command(
     """
     if tiers and (capacities or len(tiers) > 3):
         raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
+    if not isfinite(window_s):
+        raise ConfigError("--window is not a number of seconds")
     if tiers and wished_hit is not None:
         raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
     if answers == "held" and set(policies) & set(RIVALS):
@@ -224,11 +234,11 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _show(found: Replay, policies: Sequence[str], *, tiered: bool) -> None:
-    title = (
+    click.echo(
         f"{found.trace}: {found.requests:,} requests, {found.block_tokens}-token blocks, "
         f"footprint {found.footprint_tokens:,} tokens, ideal hit {found.ideal_hit:.1%}"
     )
-    table = Table(title=title, title_justify="left")
+    table = Table()
     if tiered:
         for heading in ("policy", "L1", "L2", "L3", "hit"):
             table.add_column(heading, justify="left" if heading == "policy" else "right")
