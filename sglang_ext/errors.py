@@ -45,11 +45,11 @@ __all__ = [
     "StateBoundsError",
     "StateError",
     "StateFormError",
-    "TraceError",
     "StoreError",
     "StoreFolderError",
     "StoreFormatError",
     "StoreInUseError",
+    "TraceError",
 ]
 
 

@@ -49,7 +49,7 @@ class Turn:
     def __init__(self, conversation: "Conversation", begin: float) -> None:
         self.conversation = conversation
         self.begin = begin
-        self.curve: "array[float] | None" = None
+        self.curve: array[float] | None = None
         self.pause = -1  # number of the pause in the model; -1: none
         self.running_pause = -1  # the same of what began with the request's arrival
         self.pinned_until = 0.0
@@ -229,8 +229,7 @@ def features(c: Conversation, parallel: int) -> npt.NDArray[np.float32]:
         c: the conversation.
         parallel: conversations of its session that came back after they looked superseded.
     """
-    stop = [0.0, 0.0, 0.0, 0.0]
-    stop[c.stop] = 1.0
+    stop = [float(c.stop == one) for one in Stop]
     output = _scaled(log1p(c.output_tokens), 5.5, 1.3) if c.output_tokens >= 0 else 0.0
     own = c.pace_of[c.stop] if c.stop != Stop.RUNNING else 0.0
     alike = c.length_pace()
@@ -246,6 +245,7 @@ def features(c: Conversation, parallel: int) -> npt.NDArray[np.float32]:
             output,
             output * output,
             output * stop[Stop.END],
+            _scaled(log(c.finished_s - c.arrived_s + 0.3), 1.5, 1.5),
             _scaled(log1p(c.new_tokens), 6.5, 1.8),
             _scaled(log(c.turns), 3.0, 1.5),
             _scaled(log1p(c.since_end), 2.0, 1.2),
@@ -278,6 +278,7 @@ FEATURES = (
     "output",
     "output squared",
     "output x end",
+    "answer seconds",
     "new tokens",
     "turns",
     "turns since end",

@@ -2,13 +2,13 @@
 
 A node is judged by the last request that passed it, its *turn*. While the request runs the server
 holds its nodes anyway. Once the answer is finished its conversation pauses, and a block of it is
-worth what the return curve says: the best ratio of hits to block-seconds that holding it from now on
-can have (`sglang_ext.cache.returns.hold_value`). That ratio needs neither the block's size nor the
-cache's capacity, and it orders all tiers alike: L1 keeps what returns soon, L2 what returns later,
-L3 the rest.
+worth what the return curve says: the best ratio of hits to block-seconds that holding it from now
+on can have (`sglang_ext.cache.returns.hold_value`). That ratio needs neither the block's size nor
+the cache's capacity, and it orders all tiers alike: L1 keeps what returns soon, L2 what returns
+later, L3 the rest.
 
-A node whose conversation has moved on without it is a branch that was rewritten: it goes first, once
-anything was learned. A cold policy equals LRU.
+A node whose conversation has moved on without it is a branch that was rewritten: it goes first,
+once anything was learned. A cold policy equals LRU.
 
 Advice of clients (`announce`, `end`) is a feature like any other: it is believed as far as it came
 true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.order.Shares`
@@ -22,11 +22,13 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
-from sglang_ext.cache.returns import AGES, RING, Array, ReturnModel, hold_value
+from sglang_ext.cache.guard import Guard
+from sglang_ext.cache.pins import Pins
+from sglang_ext.cache.returns import AGES, RING, ReturnModel, cold_value, hold_value
 from sglang_ext.cache.sessions import CONVERSATIONS, Arrival, Sessions
 from sglang_ext.cache.state import from_bytes, to_bytes
 from sglang_ext.errors import DamagedStateError, StateBoundsError
@@ -38,6 +40,10 @@ STALE = -1.0
 _AGES: list[float] = AGES.tolist()
 _ENDS = [*_AGES[1:], _AGES[-1] * 1.5]
 _NEXT = [*_AGES, inf]
+# Worth by age of a policy that has learned nothing, and how long such a branch stays unasked where
+# a guard may change its mind.
+_COLD: list[float] = cold_value().tolist()
+_STALE_S = 60.0
 # Pauses between two looks at the average curve, by which nodes of several conversations are judged.
 _AVERAGE_EVERY = 256
 # Conversations that survive a restart. Default: 4096. Cost: 400 bytes of the state each.
@@ -74,7 +80,7 @@ class Policy:
         limits: bounds of the state.
         seed: of the model's first weights.
         rank_running: also judge requests that are still running. The server need not: it holds
-            their nodes. A replay that cuts below what runs does.
+            their nodes. A replay that cuts what runs does.
     """
 
     def __init__(
@@ -84,7 +90,9 @@ class Policy:
         self.sessions = Sessions(self.limits.conversations)
         self.model = _model(self.limits, seed)
         self.rank_running = rank_running
-        self._pins: dict[str, dict[int, Turn]] = {}
+        self._guards: list[Guard] = []
+        self._guarded: list[list[float]] = []  # states of guards, from before a restart
+        self._pins = Pins(self.limits.pin_tokens, self.limits.pin_s)
         self._average = array("d")
         self._average_at = -_AVERAGE_EVERY
 
@@ -102,9 +110,11 @@ class Policy:
         if before is not None:
             self._close(before, now, back=True)
             if before.pinned_until > now:
-                self._move_pin(before, turn)
+                self._pins.move(before, turn)
             changed.append(before)
         changed += self._reopen(superseded, now)
+        for guard in self._guards:
+            guard.arrive(conversation)
         if self.rank_running:
             self._open(turn, now)
         return turn, changed
@@ -123,10 +133,33 @@ class Policy:
             turn.conversation.finish(now, stop, output_tokens)
             turn.begin = now
             self._open(turn, now)
+            for guard in self._guards:
+                guard.finish(turn.conversation, now)
         self.model.learn(now)
 
+    def guard(self, capacity_tokens: int) -> Guard:
+        """A comparison with recency, for a tier that is to be no worse than that.
+
+        Args:
+            capacity_tokens: that the tier and those above it hold.
+
+        Returns:
+            The guard, kept up to date from now on; for `worth`.
+        """
+        guard = Guard(capacity_tokens, self._conversation_worth)
+        for state in self._guarded:
+            guard.load(state)
+        self._guards.append(guard)
+        return guard
+
     def worth(
-        self, turn: Turn, now: float, *, shared: bool = False, recompute: float = 1.0
+        self,
+        turn: Turn,
+        now: float,
+        *,
+        shared: bool = False,
+        recompute: float = 1.0,
+        guard: Guard | None = None,
     ) -> tuple[float, float]:
         """What holding a block is worth: hits per block and second, and until when that holds.
 
@@ -139,6 +172,8 @@ class Policy:
                 a node of an average conversation, whatever is known of this one.
             recompute: cost of computing this block over that of an average one. With 1 the hit rate
                 is what counts; with the real cost (it grows with depth) latency is.
+            guard: of the tier that asks. Where it does not trust what was learned, worth is that of
+                a cold policy: by age.
         """
         if turn.pinned_until > now:
             return inf, turn.pinned_until
@@ -148,9 +183,11 @@ class Policy:
             place, until = place + 1, turn.begin + _NEXT[place + 1]
         place = max(0, place - 1)
         curve = turn.curve
+        if guard is not None and not guard.trusted and curve is not None:
+            return _COLD[place] * recompute, until
         if turn.conversation.turn is not turn and (self.model.steps or curve is None):
             if not shared:
-                return STALE, inf
+                return STALE, inf if guard is None else now + _STALE_S
             curve = self._average_curve()
         if curve is None:
             return inf, inf
@@ -160,8 +197,10 @@ class Policy:
         return worth * recompute, until
 
     def _at(self, curve: "array[float]", place: int, age: float) -> float:
-        """A curve between two ages. A cold policy takes steps, which keep the order of ages exact
-        though worths are asked for at different times.
+        """A curve between two ages.
+
+        A cold policy takes steps, which keep the order of ages exact though worths are asked for at
+        different times.
         """
         worth = curve[place]
         if not self.model.steps or place + 1 >= len(curve):
@@ -213,7 +252,7 @@ class Policy:
         return self._reopen(ended, now)
 
     def pin(self, session: str, now: float, seconds: float) -> list[Turn]:
-        """Hold the latest conversation of ``session`` for ``seconds``, at most `PolicyLimits.pin_s`.
+        """Hold the latest conversation of ``session``, at most for `PolicyLimits.pin_s`.
 
         Returns:
             Turns whose worth has changed; none where the tenant's budget is spent or nothing is
@@ -224,15 +263,7 @@ class Policy:
         )
         if latest is None or latest.turn is None:
             return []
-        pins = self._pinned(latest.tenant, now)
-        spent = sum(turn.conversation.tokens for turn in pins.values())
-        if latest.number not in pins:
-            spent += latest.tokens
-        if spent > self.limits.pin_tokens:
-            return []
-        latest.turn.pinned_until = now + min(max(0.0, seconds), self.limits.pin_s)
-        pins[latest.number] = latest.turn
-        return [latest.turn]
+        return [latest.turn] if self._pins.pin(latest.turn, now, seconds) else []
 
     def turn_at(self, mark: int) -> Turn | None:
         """The turn whose path ends with the block ``mark``, or nearly so.
@@ -282,6 +313,7 @@ class Policy:
                 "model": self.model.state(),
                 "sessions": sessions,
                 "open": list(open_pauses.items()),
+                "guards": [guard.state() for guard in self._guards],
             }
         )
 
@@ -309,25 +341,32 @@ class Policy:
             model.load(state["model"])
             conversations = sessions.load(state["sessions"])
             pauses = {int(number): int(pause) for number, pause in state["open"]}
+            guarded = [[float(value) for value in row] for row in state["guards"]]
+            if any(len(row) != 4 or not all(map(isfinite, row)) for row in guarded):
+                raise ValueError("a guard that is none")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DamagedStateError(
                 f"a policy's state: {type(error).__name__} {error}", fix="start without it"
             ) from error
-        self.model, self.sessions, self._pins = model, sessions, {}
+        self.model, self.sessions, self._guarded = model, sessions, guarded
+        self._pins.clear()
+        for guard in self._guards:
+            for row in guarded:
+                guard.load(row)
         self._average_at = -_AVERAGE_EVERY
         for conversation in conversations:
             if conversation.stop == Stop.RUNNING:
                 conversation.finish(conversation.arrived_s, Stop.OTHER, -1)
             turn = conversation.turn = Turn(conversation, conversation.finished_s)
             turn.pause = pauses.get(conversation.number, -1)
-            turn.curve = _packed(model.curve(sessions.features(conversation)))
+            turn.curve = model.packed(sessions.features(conversation))
         model.close_others(set(pauses.values()), now)
 
     def _open(self, turn: Turn, now: float) -> None:
         x = self.sessions.features(turn.conversation)
         weight = max(1.0, turn.conversation.tokens) ** 0.5
         turn.pause = self.model.open(x, turn.begin, entered=now - turn.begin, weight=weight)
-        turn.curve = _packed(self.model.curve(x))
+        turn.curve = self.model.packed(x)
 
     def _close(self, turn: Turn, now: float, *, back: bool) -> None:
         for pause in (turn.pause, turn.running_pause):
@@ -344,30 +383,18 @@ class Policy:
                 self._close(turn, now, back=False)
                 self._open(turn, now)
                 changed.append(turn)
+        for guard in self._guards:
+            for turn in changed:
+                guard.rank(turn.conversation, now)
         return changed
 
-    def _pinned(self, tenant: str, now: float) -> dict[int, Turn]:
-        """Pins of ``tenant`` that hold; those of all tenants that do not are dropped."""
-        for name in list(self._pins):
-            held = {n: turn for n, turn in self._pins[name].items() if turn.pinned_until > now}
-            self._pins[name] = held
-            if not held:
-                del self._pins[name]
-        return self._pins.setdefault(tenant, {})
-
-    def _move_pin(self, before: Turn, turn: Turn) -> None:
-        """A pinned conversation stays pinned when it goes on, as long as the budget lets it."""
-        pins = self._pins.get(turn.conversation.tenant, {})
-        spent = sum(pinned.conversation.tokens for pinned in pins.values())
-        if pins.pop(turn.conversation.number, None) and spent <= self.limits.pin_tokens:
-            pins[turn.conversation.number] = turn
-            turn.pinned_until = before.pinned_until
-        before.pinned_until = 0.0
+    def _conversation_worth(self, conversation: Conversation, now: float) -> tuple[float, float]:
+        return self.worth(conversation.turn, now) if conversation.turn else (STALE, inf)
 
     def _average_curve(self) -> "array[float]":
         """The curve of a pause of which nothing particular is known."""
         if self.model.opened - self._average_at >= _AVERAGE_EVERY:
-            self._average = _packed(self.model.curve(self.model.average()))
+            self._average = self.model.packed(self.model.average())
             self._average_at = self.model.opened
         return self._average
 
@@ -375,9 +402,3 @@ class Policy:
 def _model(limits: PolicyLimits, seed: int) -> ReturnModel:
     prior = {FEATURES.index(name): odds for name, odds in _PRIOR.items()}
     return ReturnModel(len(FEATURES), ring=limits.pauses, seed=seed, prior=prior)
-
-
-def _packed(curve: Array) -> "array[float]":
-    packed = array("d")
-    packed.frombytes(curve.tobytes())
-    return packed

@@ -19,13 +19,14 @@ Gittins (1979) as in Aalto, Ayesta and Righter (2009).
 """
 
 import base64
+from array import array
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AGES", "RING", "ReturnModel", "hold_value"]
+__all__ = ["AGES", "RING", "ReturnModel", "cold_value", "hold_value"]
 
 Array = npt.NDArray[np.float64]
 
@@ -99,6 +100,11 @@ def hold_value(hazard: Array) -> Array:
     time = held[None, 1:] - held[:-1, None]
     slope = np.where(time > 0.0, fall / np.where(time > 0.0, time, 1.0), 0.0)
     return np.asarray(slope.max(axis=1))
+
+
+def cold_value() -> Array:
+    """`[ages]`: `hold_value` before anything was learned; it falls with age."""
+    return hold_value(1.0 / (1.0 + np.exp(-_PRIOR)))
 
 
 class ReturnModel:
@@ -215,6 +221,12 @@ class ReturnModel:
         """`[ages]`: `hold_value` of a pause with features ``x``."""
         return hold_value(self.hazard(x))
 
+    def packed(self, x: npt.NDArray[np.float32]) -> "array[float]":
+        """`curve`, for reading one number at a time."""
+        packed = array("d")
+        packed.frombytes(self.curve(x).tobytes())
+        return packed
+
     def average(self, column: int | None = None) -> npt.NDArray[np.float32]:
         """Mean features of the pauses remembered; of those alone that have ``column`` set.
 
@@ -273,8 +285,8 @@ class ReturnModel:
         x = _read(state["x"], (known, self.features))
         columns = [_read(text, (known,), ages=True) for text in state["pauses"]]
         weight, begin, entered, age, back = columns
-        for array, value in zip(mine, theirs, strict=True):
-            array[...] = value
+        for own, value in zip(mine, theirs, strict=True):
+            own[...] = value
         self.steps, self.opened, self.closed = counts
         self._x[:known] = x
         self._weight[:known], self._begin[:known] = weight, begin
@@ -319,9 +331,9 @@ class ReturnModel:
         """`[rows, ages]`: whether a return in a bin was to be seen, and whether it came."""
         age, back = self._age[rows], self._back[rows][:, None]
         age = np.where(np.isnan(age), now - self._begin[rows], age)[:, None]
-        inside = (age >= AGES) & ((age < _ENDS) | (AGES == AGES[-1]))
+        inside = (age >= AGES) & ((age < _ENDS) | (_ENDS[-1] == _ENDS))
         survived = age >= _ENDS
-        at_risk = (survived | (inside & back)) & (AGES >= self._entered[rows][:, None])
+        at_risk = (survived | (inside & back)) & (self._entered[rows][:, None] <= AGES)
         return at_risk.astype(np.float64), (inside & back & at_risk).astype(np.float64)
 
     def _move(self, slopes: tuple[Array, ...]) -> None:

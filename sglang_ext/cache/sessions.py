@@ -2,13 +2,13 @@
 
 A *conversation* is one growing history: a prompt that extends it is its next turn. A *session* is
 what a client calls one; an agent's may hold several conversations (sub-agents, a compacted history,
-a new start). Sessions come from hints, conversations from the prompts themselves: what a client says
-decides less than what it sends.
+a new start). Sessions come from hints, conversations from the prompts themselves: what a client
+says decides less than what it sends.
 
 A prompt is known by its *marks*: one number for each block, equal for two prompts exactly where all
 blocks up to there are equal (a chained page key, a node of the radix tree). A conversation
-registers a few marks near the end of its last prompt, at distances 0, 1, 2, 4, ... blocks, so that a
-next turn that changed the last blocks is still recognised.
+registers a few marks near the end of its last prompt, at distances 0, 1, 2, 4, ... blocks, so that
+a next turn that changed the last blocks is still recognised.
 
 Pure: neither torch nor SGLang is imported, time is an argument.
 """

@@ -1,8 +1,8 @@
 """What a policy has learned, written so that it survives a restart.
 
-A file is ``SGXP``, the form's number, the BLAKE2b-128 of the rest, and one JSON object: plain values
-and base64 arrays, no pickle. Wrong bytes are told apart: damaged, of another form, or of a policy
-with other bounds.
+A file is ``SGXP``, the form's number, the BLAKE2b-128 of the rest, and one JSON object: plain
+values and base64 arrays, no pickle. Wrong bytes are told apart: damaged, of another form, or of a
+policy with other bounds.
 
 Pure: neither torch nor SGLang is imported.
 """

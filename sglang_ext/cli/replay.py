@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.config import parse_tokens
 from sglang_ext.errors import ConfigError
 from sglang_ext.replay.record import record
-from sglang_ext.replay.run import POLICIES, Replay, replay
+from sglang_ext.replay.rivals import RIVALS
+from sglang_ext.replay.run import ANSWERS, POLICIES, Replay, replay
 from sglang_ext.replay.sizing import ladder, needed_tokens
 from sglang_ext.replay.trace import read_trace
 
@@ -24,7 +26,7 @@ __all__ = ["replay_command"]
 _BAR = 40
 
 
-class _TokensParam(click.ParamType):
+class _TokensParam(click.ParamType[tuple[int, ...]]):
     """Comma-separated numbers of tokens."""
 
     name = "tokens"
@@ -41,7 +43,7 @@ class _TokensParam(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class _PoliciesParam(click.ParamType):
+class _PoliciesParam(click.ParamType[tuple[str, ...]]):
     """Comma-separated names of policies."""
 
     name = "policies"
@@ -100,7 +102,14 @@ class _PoliciesParam(click.ParamType):
     metavar="S",
     help="Seconds within which sessions start, where a trace has times within its sessions.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the starts of sessions.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the starts of sessions.",
+)
 @click.option(
     "--block-tokens",
     type=click.IntRange(min=1),
@@ -109,10 +118,11 @@ class _PoliciesParam(click.ParamType):
 )
 @click.option(
     "--answers",
-    type=click.Choice(["at-once", "timed"]),
-    default="at-once",
+    type=click.Choice(ANSWERS),
+    default=ANSWERS[0],
     show_default=True,
-    help="When a policy is told how an answer ended: with its request, or after it was made.",
+    help="When a policy is told how an answer ended: with its request; when it is complete; then, "
+    "and what runs is held beside the capacity.",
 )
 @click.option(
     "--wished-hit",
@@ -148,8 +158,12 @@ def replay_command(
     """
     if tiers and (capacities or len(tiers) > 3):
         raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
+    if not isfinite(window_s):
+        raise ConfigError("--window is not a number of seconds")
     if tiers and wished_hit is not None:
         raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
+    if answers == "held" and set(policies) & set(RIVALS):
+        raise ConfigError("--answers held is of ext, lru and belady", fix="name them: --policies")
     if record_to is not None and len(traces) != 1:
         raise ConfigError(f"--record takes one log, not {len(traces)}")
     open_json(json_file)
@@ -220,11 +234,11 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _show(found: Replay, policies: Sequence[str], *, tiered: bool) -> None:
-    title = (
+    click.echo(
         f"{found.trace}: {found.requests:,} requests, {found.block_tokens}-token blocks, "
         f"footprint {found.footprint_tokens:,} tokens, ideal hit {found.ideal_hit:.1%}"
     )
-    table = Table(title=title, title_justify="left")
+    table = Table()
     if tiered:
         for heading in ("policy", "L1", "L2", "L3", "hit"):
             table.add_column(heading, justify="left" if heading == "policy" else "right")

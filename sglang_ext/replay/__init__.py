@@ -1,1 +1,1 @@
-"""Replays a request trace through the real policy code and its rivals. Pure: no torch, no SGLang."""
+"""Replays a request trace through the real policy and its rivals. Pure: no torch, no SGLang."""

@@ -21,9 +21,14 @@ class PrefixCache:
     """What one tier, or one capacity, holds of the tree.
 
     Node x holds its first ``resident[x]`` blocks, and holds any only where its parent is whole, so
-    the resident set is prefix-closed. Where a path was passed is noted at its end and handed up when
-    a leaf is dropped: a node is as recent as the last request through it, and a request costs what it
-    misses, not what it is long.
+    the resident set is prefix-closed. Where a path was passed is noted at its end and handed up
+    when a leaf is dropped: a node is as recent as the last request through it, and a request costs
+    what it misses, not what it is long.
+
+    The path of a request that is being answered can be held: it stays, and takes no room, as a
+    server has it in memory that is no cache then.
+
+    ASSUMPTION: what two requests that are held share makes room twice.
 
     Args:
         tree: all prompts.
@@ -47,6 +52,8 @@ class PrefixCache:
         self._children = [0] * len(tree)
         self._touch = [-1] * len(tree)
         self._shared = [False] * len(tree)
+        self._holders = [0] * len(tree)
+        self._held = 0  # blocks of paths that are held
         self._owner = owner
         touch, shared = self._touch, self._shared
 
@@ -55,8 +62,8 @@ class PrefixCache:
 
         self._order: EvictionOrder[int] = EvictionOrder(ranked)
 
-    def access(self, leaf: int, step: int, now: float) -> None:
-        """Look the path to ``leaf`` up, insert it, cut to capacity."""
+    def access(self, leaf: int, step: int, now: float, *, hold: bool = False) -> None:
+        """Look the path to ``leaf`` up, insert it, cut to capacity; ``hold`` it until `release`."""
         missing = []
         resident, parent = self.resident, self.tree.parent
         node = leaf
@@ -74,8 +81,19 @@ class PrefixCache:
                     self._order.discard(above)
                 self._children[above] += 1
         self._touch[leaf] = step
-        if not self._children[leaf]:
-            self._order.add(leaf, step, now)
+        if hold:
+            self._holders[leaf] += 1
+            self._held += self.tree.end[leaf]
+            self._order.discard(leaf)
+        else:
+            self._offer(leaf, now)
+        self._cut(now)
+
+    def release(self, leaf: int, now: float) -> None:
+        """The path to ``leaf`` is held once less."""
+        self._holders[leaf] -= 1
+        self._held -= self.tree.end[leaf]
+        self._offer(leaf, now)
         self._cut(now)
 
     def reconsider(self, leaf: int, now: float) -> None:
@@ -104,9 +122,10 @@ class PrefixCache:
         if children != self._children:
             raise ValueError("counted children are not those that are resident")
         for node, blocks in enumerate(resident):
-            if bool(blocks and not children[node]) != (node in self._order):
+            free = bool(blocks and not children[node] and not self._holders[node])
+            if free != (node in self._order):
                 raise ValueError(f"node {node} is a leaf and not in the order, or the reverse")
-        if self.used != sum(resident) or self.used > self.capacity:
+        if self.used != sum(resident) or self.used > self.capacity + self._held:
             raise ValueError(f"{self.used} of {self.capacity} blocks used, {sum(resident)} held")
 
     def _fill(self, node: int) -> None:
@@ -115,11 +134,11 @@ class PrefixCache:
         self.resident[node] = size
 
     def _cut(self, now: float) -> None:
-        while self.used > self.capacity:
+        while self.used > self.capacity + self._held:
             leaf = self._order.lowest(now)
             if leaf is None:  # a capacity below nought
                 return
-            over, size = self.used - self.capacity, self.resident[leaf]
+            over, size = self.used - self.capacity - self._held, self.resident[leaf]
             if size > over:
                 self.resident[leaf] = size - over
                 self.used -= over
@@ -141,5 +160,9 @@ class PrefixCache:
             shared[above] = shared[above] or shared[leaf] or others
         touch[above] = max(mine, theirs)
         self._children[above] -= 1
-        if not self._children[above]:
-            self._order.add(above, touch[above], now)
+        self._offer(above, now)
+
+    def _offer(self, node: int, now: float) -> None:
+        """Put ``node`` into the order if it can be dropped."""
+        if not self._children[node] and not self._holders[node]:
+            self._order.add(node, self._touch[node], now)

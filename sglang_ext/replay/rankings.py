@@ -1,21 +1,24 @@
 """What orders a leaf-first cache: recency, the future, or the policy of the server."""
 
-import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from math import inf
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.conversation import Stop, Turn
+from sglang_ext.cache.guard import Guard
+from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival
 from sglang_ext.replay.cache import Place
 from sglang_ext.replay.trace import IntArray, Trace
 from sglang_ext.replay.tree import PromptTree, next_uses
 
-__all__ = ["Belady", "Learned", "Ranking", "Recency", "block_paths"]
+__all__ = ["Belady", "Learned", "Rank", "Ranking", "Recency", "block_paths"]
+
+Rank = Callable[[Place, float], tuple[float, float]]
 
 _STOPS = {"tool_use": Stop.TOOL, "end_turn": Stop.END}
 
@@ -26,7 +29,10 @@ class Ranking(Protocol):
     def arrive(self, step: int, request: int, now: float) -> Iterable[int]:
         """Before ``request`` is looked up: learn of it; returns leaves whose worth has changed."""
 
-    def rank(self, place: Place, now: float) -> tuple[float, float]:
+    def finish(self, step: int, now: float) -> Iterable[int]:
+        """The answer to the request of ``step`` is complete; returns as `arrive`."""
+
+    def tier(self, capacity_tokens: int) -> Rank:
         """Worth of a leaf, and until when it holds; the lowest goes first."""
 
     def owner(self, step: int) -> object:
@@ -39,6 +45,14 @@ class Recency:
     def arrive(self, step: int, request: int, now: float) -> Iterable[int]:
         """Nothing to learn."""
         return ()
+
+    def finish(self, step: int, now: float) -> Iterable[int]:
+        """Nothing to learn."""
+        return ()
+
+    def tier(self, capacity_tokens: int) -> Rank:
+        """The same for all capacities."""
+        return self.rank
 
     def rank(self, place: Place, now: float) -> tuple[float, float]:
         """By the last request through the leaf."""
@@ -69,7 +83,7 @@ class Belady(Recency):
         return -float(self._next[place.node]), inf
 
 
-class Learned(Recency):
+class Learned:
     """The policy of the server, told what the server would tell it.
 
     Args:
@@ -77,19 +91,9 @@ class Learned(Recency):
         trace: the requests.
         order: request of each step.
         policy: learns while it is asked.
-        answers_take_time: an answer's length and end are told after the ``a`` seconds it took;
-            otherwise at once, as looking up and inserting are at once.
     """
 
-    def __init__(
-        self,
-        tree: PromptTree,
-        trace: Trace,
-        order: IntArray,
-        policy: Policy,
-        *,
-        answers_take_time: bool = False,
-    ) -> None:
+    def __init__(self, tree: PromptTree, trace: Trace, order: IntArray, policy: Policy) -> None:
         self.policy = policy
         self._leaf = tree.leaf
         self._paths = block_paths(trace)
@@ -97,13 +101,10 @@ class Learned(Recency):
         self._tokens = trace.input_tokens.tolist()
         self._outputs = trace.output_tokens.tolist()
         self._sessions = trace.session.tolist()
-        self._answers = trace.answer_s.tolist() if answers_take_time else [0.0] * len(trace)
         self._turns: list[Turn | None] = [None] * len(order)
-        self._running: list[tuple[float, int, int, Turn]] = []
 
     def arrive(self, step: int, request: int, now: float) -> Iterable[int]:
-        """Tell the policy of the answers that are complete by now, and of this request."""
-        changed = self._finish_until(now)
+        """Tell the policy of this request."""
         session = self._sessions[request]
         arrival = Arrival(
             tokens=self._tokens[request],
@@ -115,31 +116,32 @@ class Learned(Recency):
         turn, moved = self.policy.arrive(now, arrival)
         turn.place = request
         self._turns[step] = turn
-        heapq.heappush(self._running, (now + self._answers[request], step, request, turn))
-        changed += self._finish_until(now)
-        return [self._leaf[place] for place in changed] + [
-            self._leaf[other.place] for other in moved if isinstance(other.place, int)
-        ]
+        return [self._leaf[other.place] for other in moved if isinstance(other.place, int)]
 
-    def rank(self, place: Place, now: float) -> tuple[float, float]:
+    def finish(self, step: int, now: float) -> Iterable[int]:
+        """Tell the policy of the answer's end."""
+        turn = self._turns[step]
+        if turn is None or not isinstance(turn.place, int):
+            return ()
+        stop = _STOPS.get(self._trace.stop[turn.place], Stop.OTHER)
+        self.policy.finish(turn, now, stop, self._outputs[turn.place])
+        return (self._leaf[turn.place],)
+
+    def tier(self, capacity_tokens: int) -> Rank:
+        """Ask the policy, under the eyes of a guard."""
+        return partial(self.rank, guard=self.policy.guard(capacity_tokens))
+
+    def rank(self, place: Place, now: float, guard: Guard | None = None) -> tuple[float, float]:
         """Ask the policy."""
         turn = self._turns[place.touch]
-        return self.policy.worth(turn, now, shared=place.shared) if turn else (-inf, inf)
+        if turn is None:
+            return -inf, inf
+        return self.policy.worth(turn, now, shared=place.shared, guard=guard)
 
     def owner(self, step: int) -> object:
         """The session, or the conversation where nobody names one."""
         turn = self._turns[step]
         return turn.conversation.owner if turn else None
-
-    def _finish_until(self, now: float) -> list[int]:
-        """Requests whose answers are complete by ``now``."""
-        done = []
-        while self._running and self._running[0][0] <= now:
-            when, _, request, turn = heapq.heappop(self._running)
-            stop = _STOPS.get(self._trace.stop[request], Stop.OTHER)
-            self.policy.finish(turn, when, stop, self._outputs[request])
-            done.append(request)
-        return done
 
 
 def block_paths(trace: Trace) -> list[npt.NDArray[np.int32]]:

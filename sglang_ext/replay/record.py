@@ -1,18 +1,21 @@
 """Turns a server's log of requests into a trace: hashes and counts only, no text.
 
-A log is JSON lines, plain or gzip, a request a line, in any order: ``t`` seconds, ``in`` tokens and
-``keys``, the chained keys of the prompt's blocks, shallow first (strings or numbers; equal keys mean
-equal prefixes). ``out``, ``s`` (the session's name or digest), ``a``, ``m``, ``stop`` and ``sub`` as
-in a trace. A line with ``block`` and no ``keys`` is a header; without one the block size is given.
+A log is JSON lines, plain or gzip, a request a line, in any order: ``t`` seconds, ``in`` tokens
+and ``keys``, the chained keys of the prompt's blocks, shallow first (strings or numbers; equal keys
+mean equal prefixes). ``out``, ``s`` (the session's name or digest), ``a``, ``m``, ``stop`` and
+``sub`` as in a trace. A line with ``block`` and no ``keys`` is a header; without one the block size
+is given. SGLang's own log is understood too (`sglang_ext.replay.sglang_log`).
 """
 
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from sglang_ext.errors import TraceError
+from sglang_ext.replay import sglang_log
 from sglang_ext.replay.trace import open_text
 
 __all__ = ["record"]
@@ -44,7 +47,9 @@ def record(
         OSError: a file cannot be read or written.
         TraceError: a line is not a request, or nobody says how long a block is.
     """
-    header, rows = _read(log)
+    header, rows = _read(log, block_tokens)
+    if not rows:
+        raise TraceError(f"{log}: no request", fix="see docs/replay.md")
     block = block_tokens or header.get("block")
     if not isinstance(block, int) or block < 1:
         raise TraceError(
@@ -74,7 +79,7 @@ def record(
     }
 
 
-def _read(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _read(log: Path, block_tokens: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     header: dict[str, Any] = {}
     rows = []
     with open_text(log) as stream:
@@ -82,14 +87,21 @@ def _read(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = json.loads(sglang_log.without_time(text))
+                if sglang_log.is_event(row):
+                    header = {"block": block_tokens or sglang_log.BLOCK_TOKENS}
+                    row = sglang_log.row_of(row, header["block"])
+                    if row is None:
+                        continue
                 if "keys" not in row and "block" in row:
                     header = row
                     continue
+                if "keys" not in row and "lcp" in row:
+                    raise TraceError(f"{log}: this is a trace", fix="replay it without --record")
                 keys, when, tokens = row["keys"], float(row["t"]), int(row["in"])
-                good = isinstance(keys, list) and when == when and tokens >= 0
+                good = isinstance(keys, list) and isfinite(when) and tokens >= 0
                 good = good and all(isinstance(key, (str, int)) for key in keys)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise TraceError(
                     f"{log}: line {number} is no request ({type(error).__name__} {error})",
                     fix="see docs/replay.md",

@@ -1,8 +1,8 @@
 """The rivals: classic policies, each made leaf-first, one block at a time.
 
-A cache that keeps prefixes can only drop a block whose successors are gone. Each rival orders blocks
-by its own rule and drops the first in that order that is such a leaf. A block inserted or hit with
-its whole path is as recent as the path; ties go to the deeper block.
+A cache that keeps prefixes can only drop a block whose successors are gone. Each rival orders
+blocks by its own rule and drops the first in that order that is such a leaf. A block inserted or
+hit with its whole path is as recent as the path; ties go to the deeper block.
 
 Hits are arrays at once, so a request costs what it misses and what is dropped for it.
 """
@@ -18,6 +18,51 @@ from sglang_ext.replay.trace import IntArray
 __all__ = ["ARC", "FIFO", "LFU", "RIVALS", "S3FIFO", "SLRU", "Rival"]
 
 Flags = npt.NDArray[np.int8]
+# Blocks that are looked at in one go.
+_RUN = 256
+
+
+class _Ghosts:
+    """Blocks that were dropped, remembered in that order; the oldest is forgotten first.
+
+    Args:
+        blocks: that there are.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self._entry = np.zeros(blocks, dtype=np.int64)  # number of a block's entry, 0: none
+        self._runs: deque[tuple[IntArray, IntArray]] = deque()
+        self._entries = 0
+        self.held = 0
+
+    def add(self, blocks: IntArray) -> None:
+        """Remember ``blocks``, none of which is."""
+        entries = np.arange(self._entries + 1, self._entries + 1 + len(blocks))
+        self._entries += len(blocks)
+        self._entry[blocks] = entries
+        self._runs.append((blocks, entries))
+        self.held += len(blocks)
+
+    def known(self, blocks: IntArray) -> npt.NDArray[np.bool_]:
+        """Which of ``blocks`` are remembered."""
+        return self._entry[blocks] > 0
+
+    def take(self, blocks: IntArray) -> None:
+        """Forget ``blocks``, which are remembered."""
+        self._entry[blocks] = 0
+        self.held -= len(blocks)
+
+    def shrink(self, most: int) -> None:
+        """Forget the oldest, until ``most`` are left."""
+        while self.held > max(0, most):
+            blocks, entries = self._runs.popleft()
+            live = np.flatnonzero(self._entry[blocks] == entries)
+            over = self.held - max(0, most)
+            if len(live) > over:
+                rest = live[over]
+                self._runs.appendleft((blocks[rest:], entries[rest:]))
+                live = live[:over]
+            self.take(blocks[live])
 
 
 class Rival:
@@ -45,7 +90,7 @@ class Rival:
         self.step = 0
 
     def access(self, path: IntArray) -> int:
-        """Look ``path`` up, insert it, cut to capacity; returns how many of its blocks were there."""
+        """Look ``path`` up, insert it, cut to capacity; returns how many blocks were there."""
         self.step += 1
         resident = self.queue[path] >= 0
         count = len(path) if resident.all() else int(np.argmin(resident))
@@ -71,8 +116,12 @@ class Rival:
         """Blocks, shallow first, that were not: put each into a queue, with its rank."""
         raise NotImplementedError
 
-    def on_drop(self, block: int, queue: int) -> None:
-        """``block`` was dropped from ``queue``."""
+    def on_drop(self, blocks: IntArray, queue: int) -> None:
+        """``blocks``, deepest first, were dropped from ``queue``."""
+
+    def stays(self, blocks: IntArray, queue: int) -> npt.NDArray[np.bool_] | None:
+        """Which of ``blocks`` are not to be dropped from ``queue`` yet; None: all go."""
+        return None
 
     def drop(self, over: int) -> None:
         """Drop at least one block, at most ``over``, or move blocks until one can be dropped."""
@@ -114,20 +163,32 @@ class Rival:
             queue = next(q for q in range(self.queues) if self.leaf(q) >= 0)
             block = self.leaf(queue)
         rank = self.rank[block]
-        # A run of blocks of one rank goes in one go: whatever lies above is a leaf once it is bare.
-        while over > 0 and block >= 0 and self.queue[block] == queue and self.rank[block] == rank:
-            if self.children[block]:
-                return
-            self.queue[block] = -1
-            self.size[queue] -= 1
-            self.used -= 1
-            over -= 1
-            self.on_drop(block, queue)
-            block = int(self.above[block])
+        while over > 0 and block >= 0 and not self.children[block]:
+            # A run of blocks of one rank goes in one go: what lies above is a leaf once it is bare.
+            run = self._run(block, queue, rank, over)
+            if not len(run):
+                break
+            self.queue[run] = -1
+            self.children[run] = 0
+            self.size[queue] -= len(run)
+            self.used -= len(run)
+            over -= len(run)
+            self.on_drop(run, queue)
+            block = int(self.above[run[-1]])
             if block >= 0:
                 self.children[block] -= 1
         if block >= 0 and not self.children[block]:
             self._push(block)
+
+    def _run(self, block: int, queue: int, rank: int, most: int) -> IntArray:
+        """``block`` and those above it that go with it, as far as their numbers follow."""
+        run = np.arange(block, max(-1, block - min(most, _RUN)), -1)
+        goes = (self.queue[run] == queue) & (self.rank[run] == rank)
+        goes[1:] &= (self.children[run[1:]] == 1) & (self.above[run[:-1]] == run[1:])
+        stays = self.stays(run, queue)
+        if stays is not None:
+            goes &= ~stays
+        return run if goes.all() else run[: int(np.argmin(goes))]
 
     def _push(self, block: int) -> None:
         queue = int(self.queue[block])
@@ -203,10 +264,7 @@ class S3FIFO(Rival):
     def __init__(self, depth: IntArray, capacity: int) -> None:
         super().__init__(depth, capacity)
         self.uses = np.zeros(len(depth), dtype=np.int8)
-        self.ghost = np.zeros(len(depth), dtype=np.int64)  # number of its entry, 0: none
-        self._ghosts: deque[tuple[int, int]] = deque()
-        self._entries = 0
-        self._held = 0
+        self._ghosts = _Ghosts(len(depth))
 
     def on_hit(self, hits: IntArray) -> None:
         """Count the use, up to three."""
@@ -214,24 +272,24 @@ class S3FIFO(Rival):
 
     def on_miss(self, misses: IntArray) -> None:
         """Ghosts go to the main queue, others to the small one."""
-        known = self.ghost[misses] > 0
+        known = self._ghosts.known(misses)
         self.uses[misses] = 0
         self.enter(misses[~known], 0, self.step)
         self.enter(misses[known], 1, self.step)
-        self._held -= int(known.sum())
-        self.ghost[misses[known]] = 0
+        self._ghosts.take(misses[known])
 
     def drop(self, over: int) -> None:
-        """One decision of the small or of the main queue."""
-        small = self.size[0] >= max(1, self.capacity // 10) or not self.size[1]
-        queue = 0 if small else 1
+        """Decide on one block of the small or of the main queue, and on those that go with it."""
+        least = max(1, self.capacity // 10)
+        queue = 0 if self.size[0] >= least or not self.size[1] else 1
         block = self.leaf(queue)
         if block < 0:
             queue = 1 - queue
             block = self.leaf(queue)
-        again = self.uses[block] > 1 if queue == 0 else self.uses[block] > 0
-        if not again:
-            self.drop_from(queue, 1)
+        elif queue == 0 and self.size[1]:
+            over = min(over, self.size[0] - least + 1)
+        if self.uses[block] <= self._spared(queue):
+            self.drop_from(queue, over)
             return
         self.size[queue] -= 1
         self.uses[block] = 0 if queue == 0 else self.uses[block] - 1
@@ -239,19 +297,20 @@ class S3FIFO(Rival):
         self.enter(block, 1, self.step)
         self._push(block)
 
-    def on_drop(self, block: int, queue: int) -> None:
+    def stays(self, blocks: IntArray, queue: int) -> npt.NDArray[np.bool_]:
+        """Those used often enough get another round when it is their turn."""
+        return np.asarray(self.uses[blocks] > self._spared(queue))
+
+    def on_drop(self, blocks: IntArray, queue: int) -> None:
         """What leaves the small queue is remembered, as many as the main queue holds."""
-        if queue != 0:
-            return
-        self._entries += 1
-        self.ghost[block] = self._entries
-        self._ghosts.append((block, self._entries))
-        self._held += 1
-        while self._held > max(1, self.capacity * 9 // 10):
-            old, entry = self._ghosts.popleft()
-            if self.ghost[old] == entry:
-                self.ghost[old] = 0
-                self._held -= 1
+        if queue == 0:
+            self._ghosts.add(blocks)
+            self._ghosts.shrink(max(1, self.capacity * 9 // 10))
+
+    @staticmethod
+    def _spared(queue: int) -> int:
+        """Uses at which a block still goes."""
+        return 1 if queue == 0 else 0
 
 
 class ARC(Rival):
@@ -266,10 +325,7 @@ class ARC(Rival):
     def __init__(self, depth: IntArray, capacity: int) -> None:
         super().__init__(depth, capacity)
         self.target = 0.0  # of the recency list, in blocks
-        self.ghost = np.zeros((2, len(depth)), dtype=np.int64)
-        self._ghosts: tuple[deque[tuple[int, int]], ...] = (deque(), deque())
-        self._held = [0, 0]
-        self._entries = 0
+        self._ghosts = (_Ghosts(len(depth)), _Ghosts(len(depth)))
 
     def on_hit(self, hits: IntArray) -> None:
         """A second use: into the frequency list."""
@@ -278,16 +334,15 @@ class ARC(Rival):
 
     def on_miss(self, misses: IntArray) -> None:
         """A ghost's return moves the split toward the list it was dropped from."""
-        returned = [self.ghost[side][misses] > 0 for side in (0, 1)]
+        returned = [ghosts.known(misses) for ghosts in self._ghosts]
         for side, sign in ((0, 1.0), (1, -1.0)):
             count = int(returned[side].sum())
             if not count:
                 continue
-            ratio = self._held[1 - side] / max(1, self._held[side])
+            ratio = self._ghosts[1 - side].held / max(1, self._ghosts[side].held)
             moved = self.target + sign * max(1.0, ratio) * count
             self.target = min(float(self.capacity), max(0.0, moved))
-            self.ghost[side][misses[returned[side]]] = 0
-            self._held[side] -= count
+            self._ghosts[side].take(misses[returned[side]])
         known = returned[0] | returned[1]
         self.enter(misses[~known], 0, self.step)
         self.enter(misses[known], 1, self.step)
@@ -303,22 +358,12 @@ class ARC(Rival):
             over = min(over, max(1, self.size[0] - int(self.target)))
         self.drop_from(queue, over)
 
-    def on_drop(self, block: int, queue: int) -> None:
-        """Remember it; the recency side holds a cache's worth with its ghosts, both two."""
-        self._entries += 1
-        self.ghost[queue][block] = self._entries
-        self._ghosts[queue].append((block, self._entries))
-        self._held[queue] += 1
-        while self._held[0] and self.size[0] + self._held[0] > self.capacity:
-            self._forget(0)
-        while self._held[1] and sum(self.size) + sum(self._held) > 2 * self.capacity:
-            self._forget(1)
-
-    def _forget(self, side: int) -> None:
-        block, entry = self._ghosts[side].popleft()
-        if self.ghost[side][block] == entry:
-            self.ghost[side][block] = 0
-            self._held[side] -= 1
+    def on_drop(self, blocks: IntArray, queue: int) -> None:
+        """Remember them; the recency side holds a cache's worth with its ghosts, both two."""
+        self._ghosts[queue].add(blocks)
+        self._ghosts[0].shrink(self.capacity - self.size[0])
+        both = 2 * self.capacity - sum(self.size) - self._ghosts[0].held
+        self._ghosts[1].shrink(both)
 
 
 RIVALS: dict[str, type[Rival]] = {

@@ -1,6 +1,7 @@
 """Replays: each policy once over the trace, all capacities at once."""
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +14,10 @@ from sglang_ext.replay.rivals import RIVALS
 from sglang_ext.replay.trace import IntArray, Trace
 from sglang_ext.replay.tree import PromptTree
 
-__all__ = ["POLICIES", "Replay", "Row", "replay"]
+__all__ = ["ANSWERS", "POLICIES", "Replay", "Row", "replay"]
 
 POLICIES = ("ext", "lru", *RIVALS, "belady")
+ANSWERS = ("at-once", "late", "held")
 
 # Called with the policy, requests done and requests in all.
 OnStep = Callable[[str, int, int], None]
@@ -79,16 +81,24 @@ def replay(
         seed: of the starts of sessions.
         window_s: within which sessions start, where the trace is timed by sessions.
         block_tokens: tokens a block; the trace's own by default.
-        answers: ``at-once`` or ``timed``: when a policy is told how an answer ended.
+        answers: out of `ANSWERS`. A request is one instant, the end of its answer too
+            (``at-once``); or the policy is told of that end when the answer is complete, and what
+            runs is cut like the rest (``late``); or is held until then, beside the capacity
+            (``held``).
         on_step: called now and then.
 
     Raises:
         TraceError: ``block_tokens`` does not fit the trace.
+        ValueError: a rival with ``held``.
     """
+    untimed = [name for name in policies if name in RIVALS]
+    if answers == "held" and untimed:
+        raise ValueError(f"{', '.join(untimed)}: cannot hold what runs")
     footprint = trace.footprint_tokens
     trace = trace.coarser(block_tokens or trace.block_tokens)
     when = trace.starts(seed, window_s)
     order = np.argsort(when, kind="stable")
+    times = when.tolist()
     tree = PromptTree.of(trace)
     # Tiers hold disjoint parts, the more worth the higher: a row of nested caches.
     sizes = np.cumsum(tiers).tolist() if tiers else list(capacities)
@@ -100,7 +110,14 @@ def replay(
             hits = _run_rival(policy, trace, order, blocks, step)
         else:
             ranking = _ranking(policy, tree, trace, order, seed, answers)
-            hits = _run(ranking, tree, order, when.tolist(), blocks, step)
+            takes = None if answers == "at-once" else trace.answer_s.tolist()
+            run = _Run(
+                ranking, tree, order, blocks, trace.block_tokens, takes, hold=answers == "held"
+            )
+            for place, request in enumerate(order.tolist()):
+                run.step(place, times[request])
+                step(place + 1)
+            hits = [cache.hit for cache in run.caches]
         total = max(1, int(trace.blocks.sum()))
         shares = [hit / total for hit in hits]
         rows += _rows(policy, sizes, shares, tiered=bool(tiers))
@@ -132,32 +149,69 @@ def _ranking(
         return Belady(tree, order)
     if policy == "lru":
         return Recency()
-    timed = answers == "timed"
-    ours = Policy(seed=seed, rank_running=timed)
-    return Learned(tree, trace, order, ours, answers_take_time=timed)
+    return Learned(tree, trace, order, Policy(seed=seed, rank_running=answers == "late"))
 
 
-def _run(
-    ranking: Ranking,
-    tree: PromptTree,
-    order: IntArray,
-    when: list[float],
-    blocks: list[int],
-    on_step: Callable[[int], None],
-) -> list[int]:
-    """Hit blocks at each capacity."""
-    caches = [PrefixCache(tree, size, ranking.rank, ranking.owner) for size in blocks]
-    for step, request in enumerate(order.tolist()):
-        now = when[request]
-        changed = ranking.arrive(step, request, now)
-        leaf = tree.leaf[request]
-        for cache in caches:
-            for other in changed:
-                cache.reconsider(other, now)
-            if leaf >= 0:
-                cache.access(leaf, step, now)
-        on_step(step + 1)
-    return [cache.hit for cache in caches]
+class _Run:
+    """One policy's caches on their way over the trace.
+
+    Args:
+        ranking: the policy.
+        tree: all prompts.
+        order: request of each step.
+        blocks: capacities.
+        block_tokens: tokens a block.
+        answer_s: seconds that each answer takes; None: none.
+        hold: hold what runs.
+    """
+
+    def __init__(
+        self,
+        ranking: Ranking,
+        tree: PromptTree,
+        order: IntArray,
+        blocks: list[int],
+        block_tokens: int,
+        answer_s: list[float] | None = None,
+        *,
+        hold: bool = False,
+    ) -> None:
+        self._ranking = ranking
+        self._leaf = tree.leaf
+        self._order = order.tolist()
+        self._answer_s = answer_s
+        self._hold = hold
+        self._running: list[tuple[float, int]] = []
+        self.caches = [
+            PrefixCache(tree, size, ranking.tier(size * block_tokens), ranking.owner)
+            for size in blocks
+        ]
+
+    def step(self, step: int, now: float) -> None:
+        """The next request is here."""
+        while self._running and self._running[0][0] <= now:
+            self._complete(*heapq.heappop(self._running))
+        request = self._order[step]
+        self._reconsider(self._ranking.arrive(step, request, now), now)
+        if self._answer_s is None:
+            self._reconsider(self._ranking.finish(step, now), now)
+        else:
+            heapq.heappush(self._running, (now + self._answer_s[request], step))
+        if self._leaf[request] >= 0:
+            for cache in self.caches:
+                cache.access(self._leaf[request], step, now, hold=self._hold)
+
+    def _complete(self, when: float, step: int) -> None:
+        self._reconsider(self._ranking.finish(step, when), when)
+        leaf = self._leaf[self._order[step]]
+        if self._hold and leaf >= 0:
+            for cache in self.caches:
+                cache.release(leaf, when)
+
+    def _reconsider(self, leaves: Iterable[int], now: float) -> None:
+        for leaf in leaves:
+            for cache in self.caches:
+                cache.reconsider(leaf, now)
 
 
 def _run_rival(

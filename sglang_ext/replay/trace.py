@@ -1,11 +1,11 @@
 """Request traces with prefix reuse: reading, start times, block sizes.
 
-A trace is gzip (or plain) JSON lines. Line 1 is a header ``{name, block, timed, ...}``; ``block`` is
-tokens a block. Then a request a line: ``t`` seconds (from the trace's start when ``timed`` is
-``global``, from its session's start when ``session``; without meaning when ``none``), ``in`` / ``out``
-tokens, ``p`` the earlier request that shares the longest block prefix (-1: none), ``lcp`` blocks
-shared with it, ``n`` blocks of this prompt. ``s`` (session), ``a`` (seconds the answer took), ``m``
-(model), ``stop`` and ``sub`` (a sub-agent) may be there.
+A trace is gzip (or plain) JSON lines. Line 1 is a header ``{name, block, timed, ...}``; ``block``
+is tokens a block. Then a request a line: ``t`` seconds (from the trace's start when ``timed`` is
+``global``, from its session's start when ``session``; without meaning when ``none``), ``in`` and
+``out`` tokens, ``p`` the earlier request that shares the longest block prefix (-1: none), ``lcp``
+blocks shared with it, ``n`` blocks of this prompt. ``s`` (session), ``a`` (seconds the answer
+took), ``m`` (model), ``stop`` and ``sub`` (a sub-agent) may be there.
 
 The prompt of request i is ``path(p)[:lcp]`` and then ``n - lcp`` blocks that nobody had before: the
 exact tree of hashes, without a hash.
@@ -26,6 +26,9 @@ from sglang_ext.errors import TraceError
 __all__ = ["TIMED", "Trace", "open_text", "read_trace"]
 
 TIMED = ("global", "session", "none")
+# Sessions are numbered below this. Default: ten million. Cost: 8 bytes for each number below the
+# highest.
+SESSIONS = 10_000_000
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -114,11 +117,16 @@ def read_trace(file: Path) -> Trace:
         raise TraceError(f"{file}: not JSON lines ({error})", fix="see docs/replay.md") from error
     if not lines or not isinstance(lines[0], dict) or "block" not in lines[0]:
         raise TraceError(f"{file}: no header with 'block'", fix="see docs/replay.md")
+    if len(lines) == 1:
+        raise TraceError(f"{file}: a header and no request", fix="see docs/replay.md")
+    for number, line in enumerate(lines):
+        if not isinstance(line, dict):
+            raise TraceError(f"{file}: request {number - 1} is no object", fix="see docs/replay.md")
     try:
         trace = _trace(file, lines[0], lines[1:])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = f"{file}: a request without {error}" if isinstance(error, KeyError) else str(error)
-        raise TraceError(what, fix="see docs/replay.md") from error
+        what = f"a request without {error}" if isinstance(error, KeyError) else str(error)
+        raise TraceError(f"{file}: {what}", fix="see docs/replay.md") from error
     _check(file, trace)
     return trace
 
@@ -166,6 +174,9 @@ def _check(file: Path, trace: Trace) -> None:
         refuse(0, f"is timed {trace.timed!r}; expected one of {', '.join(TIMED)}")
     if trace.block_tokens < 1:
         refuse(0, f"has blocks of {trace.block_tokens} tokens")
+    many = trace.session >= SESSIONS
+    if many.any():
+        refuse(int(np.argmax(many)), f"has a session of {SESSIONS:,} or more")
     if trace.timed == "session" and (trace.session < 0).any():
         refuse(int(np.argmax(trace.session < 0)), "has no session, though times are of sessions")
     if not (np.isfinite(trace.time_s).all() and np.isfinite(trace.answer_s).all()):

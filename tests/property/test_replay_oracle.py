@@ -95,7 +95,7 @@ def test_a_cold_policy_equals_recency(trace, capacity, gaps):
     ours = PrefixCache(tree, capacity, cold.rank, cold.owner)
     lru = PrefixCache(tree, capacity, Recency().rank)
     for step in range(len(trace)):
-        for other in cold.arrive(step, step, when[step]):
+        for other in (*cold.arrive(step, step, when[step]), *cold.finish(step, when[step])):
             ours.reconsider(other, when[step])
         if tree.leaf[step] >= 0:
             ours.access(tree.leaf[step], step, when[step])
@@ -105,6 +105,29 @@ def test_a_cold_policy_equals_recency(trace, capacity, gaps):
     assert policy.model.steps == 0
 
 
+@given(traces(), st.integers(0, 25), st.lists(st.integers(0, 4), min_size=30, max_size=30))
+def test_what_is_held_stays_and_takes_no_room(trace, capacity, answers):
+    tree = PromptTree.of(trace)
+    cache = PrefixCache(tree, capacity, Recency().rank)
+    running = []
+    for step in range(len(trace)):
+        for until, leaf in [one for one in running if one[0] <= step]:
+            running.remove((until, leaf))
+            cache.release(leaf, float(step))
+            cache.check_integrity()
+        leaf = tree.leaf[step]
+        if leaf >= 0:
+            cache.access(leaf, step, float(step), hold=True)
+            running.append((step + answers[step], leaf))
+        cache.check_integrity()
+        for _, held in running:
+            assert all(cache.resident[x] == tree.end[x] - tree.begin[x] for x in tree.path(held))
+    for _, leaf in running:
+        cache.release(leaf, 1e3)
+    cache.check_integrity()
+    assert cache.used <= capacity
+
+
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.4])
 def test_a_learned_policy_stays_prefix_closed(share):
     trace = agents()
@@ -112,9 +135,9 @@ def test_a_learned_policy_stays_prefix_closed(share):
     order = np.arange(len(trace))
     ranking = Learned(tree, trace, order, Policy())
     sizes = [int(trace.footprint_tokens * part / 64) for part in (share, share * 2, share * 4)]
-    tiers = [PrefixCache(tree, size, ranking.rank, ranking.owner) for size in sizes]
+    tiers = [PrefixCache(tree, size, ranking.tier(size), ranking.owner) for size in sizes]
     for step, now in enumerate(trace.time_s.tolist()):
-        changed = list(ranking.arrive(step, step, now))
+        changed = [*ranking.arrive(step, step, now), *ranking.finish(step, now)]
         for tier in tiers:
             for leaf in changed:
                 tier.reconsider(leaf, now)

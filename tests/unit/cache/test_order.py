@@ -16,7 +16,7 @@ STEPS = st.lists(
 @given(STEPS, st.lists(st.floats(1.0, 9.0), min_size=10, max_size=10))
 def test_the_order_equals_a_dictionary(steps, halves):
     """Worth falls in steps: it halves every ``halves[leaf]`` seconds after the leaf was added."""
-    held, now, touch = {}, 0.0, 0
+    held, now = {}, 0.0
 
     def worth(leaf, when):
         since = held[leaf][0]
@@ -24,9 +24,8 @@ def test_the_order_equals_a_dictionary(steps, halves):
         return 2.0**-count, since + (count + 1) * halves[leaf]
 
     order = EvictionOrder(worth)
-    for what, leaf, pause in steps:
+    for touch, (what, leaf, pause) in enumerate(steps, start=1):
         now += pause
-        touch += 1
         if what == "a":
             held[leaf] = now, touch
             order.add(leaf, touch, now)

@@ -65,7 +65,10 @@ def test_worth_holds_until_it_says():
     for _ in range(40):
         worth, until = policy.worth(turn, now)
         assert until > now
-        assert policy.worth(turn, np.nextafter(until, 0.0))[0] == worth
+        inside = [policy.worth(turn, now + part * (until - now)) for part in (0.0, 0.5, 0.999)]
+        assert [until for _, until in inside] == [until] * 3
+        low, high = sorted((worth, policy.worth(turn, until)[0]))
+        assert all(low * (1 - 1e-9) <= value <= high * (1 + 1e-9) for value, _ in inside)
         now = until
 
 
@@ -181,7 +184,7 @@ def test_a_restart_goes_on_where_it_was():
     policy = Policy()
     now = live(policy)
     paused, _ = come(policy, now, [1, 2, 3], Stop.TOOL, session="x", tenant="t")
-    running, _ = policy.arrive(now, Arrival(tokens=500, marks=[7, 8]))
+    policy.arrive(now, Arrival(tokens=500, marks=[7, 8]))
     data = policy.save()
     assert len(data) < 8_000_000
     again = Policy(seed=5)

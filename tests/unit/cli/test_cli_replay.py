@@ -71,6 +71,9 @@ def test_a_wish_that_is_not_reached_is_a_finding(log, tmp_path):
         (["--tiers", "1,2,3,4"], "up to three sizes"),
         (["--tiers", "1k", "--wished-hit", "50"], "drop one of them"),
         (["--record", "x.gz", "second.log"], "does not exist"),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
+        (["--window", "nan"], "not a number of seconds"),
+        (["--answers", "held"], "is of ext, lru and belady"),
         ([], "no header"),
     ],
 )

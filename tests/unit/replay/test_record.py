@@ -56,7 +56,7 @@ def test_no_name_and_no_key_gets_into_the_trace(tmp_path):
     assert again.read_bytes() == (tmp_path / "t.jsonl.gz").read_bytes()
 
 
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=12))
+@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=12))
 def test_prompts_share_in_the_trace_what_they_share_in_the_log(prompts):
     import tempfile
     from pathlib import Path
@@ -80,6 +80,9 @@ def test_prompts_share_in_the_trace_what_they_share_in_the_log(prompts):
     [
         (ROWS[1:], "no line says how many tokens"),
         ([ROWS[0], {"t": 1.0, "in": 5}], "line 2 is no request"),
+        ([ROWS[0]], "no request"),
+        ([ROWS[0], {"t": 1.0, "in": 5, "p": -1, "lcp": 0, "n": 1}], "this is a trace"),
+        ([ROWS[0], {"t": float("inf"), "in": 5, "keys": []}], "line 2"),
         ([ROWS[0], {"t": "late", "in": 5, "keys": []}], "line 2"),
         ([ROWS[0], {"t": 1.0, "in": 5, "keys": "abc"}], "line 2"),
         ([ROWS[0], {"t": float("nan"), "in": 5, "keys": []}], "line 2"),

@@ -61,10 +61,18 @@ def test_starts_follow_the_seed(trace):
 def test_answers_that_take_time_are_told_later(trace):
     slow = dataclasses.replace(trace, answer_s=np.full(len(trace), 6.0))
     size = [trace.footprint_tokens // 10]
-    found = replay(slow, ["ext", "lru"], size, answers="timed")
-    assert found.answers == "timed"
-    assert found.of("lru")[0].hit == replay(trace, ["lru"], size).rows[0].hit
-    assert found.of("ext")[0].hit > found.of("lru")[0].hit
+    once, late, held = (
+        replay(slow, ["ext", "lru", "belady"], size, answers=answers)
+        for answers in ("at-once", "late", "held")
+    )
+    assert (late.answers, held.answers) == ("late", "held")
+    for name in ("lru", "belady"):
+        assert late.of(name) == once.of(name), "what is told does not matter to them"
+        assert held.of(name)[0].hit > once.of(name)[0].hit, "what runs takes no room"
+    assert once.of("ext")[0].hit > late.of("ext")[0].hit > once.of("lru")[0].hit
+    assert held.of("lru")[0].hit < held.of("ext")[0].hit <= held.of("belady")[0].hit
+    with pytest.raises(ValueError, match="arc"):
+        replay(slow, ["arc"], size, answers="held")
 
 
 def test_the_interface_of_the_json(trace):

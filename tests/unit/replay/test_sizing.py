@@ -1,5 +1,7 @@
 """What a wished hit rate takes."""
 
+from itertools import pairwise
+
 import pytest
 
 from sglang_ext.replay.run import Row
@@ -23,7 +25,7 @@ def test_what_is_not_reached_is_not_guessed():
 def test_a_ladder_ends_at_the_footprint():
     steps = ladder(1_000_000, 64)
     assert (steps[0], steps[-1]) == (1000, 1_000_000)
-    ratios = [b / a for a, b in zip(steps, steps[1:], strict=False)]
+    ratios = [b / a for a, b in pairwise(steps)]
     assert max(ratios) / min(ratios) < 1.01
     assert ladder(100, 64) == sorted(set(ladder(100, 64)))
     assert min(ladder(0, 64)) == 64

@@ -76,7 +76,11 @@ def test_starts_are_those_of_the_form(tmp_path):
         (HEADER, [{**ROWS[0], "t": float("inf")}], "not finite"),
         (HEADER, [{k: v for k, v in ROWS[0].items() if k != "s"}], "has no session"),
         (HEADER, [{k: v for k, v in ROWS[0].items() if k != "n"}], "a request without 'n'"),
-        (HEADER, [{**ROWS[0], "n": "many"}], "invalid literal"),
+        (HEADER, [{**ROWS[0], "n": "many"}], "t.jsonl: invalid literal"),
+        ({**HEADER, "block": "x"}, ROWS, "t.jsonl: invalid literal"),
+        (HEADER, [ROWS[0], [1, 2]], "request 1 is no object"),
+        (HEADER, [], "a header and no request"),
+        (HEADER, [{**ROWS[0], "s": 10**10}], "has a session of"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, header, rows, message):
