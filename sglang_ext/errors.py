@@ -19,6 +19,7 @@
     │   ├── DamagedStateError   it is not a state, or some of it is wrong
     │   ├── StateFormError      it was written in another form
     │   └── StateBoundsError    it is of a policy with other bounds
+    ├── AdviceError           a client's advice about a session cannot be taken
     ├── MirrorError           what is known of SGLang's radix tree contradicts itself
     ├── TraceError            a request trace or a server's log cannot be replayed
     ├── BenchError            a benchmark could not measure what it was asked to
@@ -29,6 +30,7 @@ The command line prints the message alone and exits with ``exit_code``.
 """
 
 __all__ = [
+    "AdviceError",
     "BenchError",
     "CompatibilityError",
     "ConfigError",
@@ -137,6 +139,10 @@ class TraceError(SglangExtError):
     """A request trace, or a server's log to make one of, cannot be used."""
 
     exit_code = 2
+
+
+class AdviceError(SglangExtError):
+    """A client's advice about a session is not one that can be taken."""
 
 
 class MirrorError(SglangExtError):

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext import __version__, upstream
-from sglang_ext.cache import install
+from sglang_ext.cache import front, install
 from sglang_ext.cache.hooks import on_opening
 from sglang_ext.errors import CompatibilityError, HookError
 from sglang_ext.serve_help import load_plugins_before_help
@@ -178,7 +178,18 @@ _HOOKS: tuple[Hook, ...] = (
         disk_tier=True,
         tree=True,
     ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
+        "AROUND",
+        "sglang_ext.cache.front:carry_request",
+        front=True,
+    ),
 )
+
+
+def _of_the_reference_device() -> str:
+    """Why an entry of the reference device has no place in this process."""
+    return "" if reference_device() else "SGLang knows this device"
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,7 @@ class Entry:
     register: Callable[[], None]
     present: Callable[[], bool]
     # Why it has no place in this process; empty where it has one.
-    not_needed: Callable[[], str] = lambda: "" if reference_device() else "SGLang knows this device"
+    not_needed: Callable[[], str] = _of_the_reference_device
 
 
 def _register_attention() -> None:
@@ -515,6 +526,7 @@ def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespa
     record = arguments.carry_config(original, cls, args)
     if arguments.tree_settings(record) is not None:
         open_group("front")
+        front.add_routes(getattr(record, "dp_size", 1) or 1)
     return record
 
 

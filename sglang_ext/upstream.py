@@ -274,6 +274,19 @@ SYMBOLS: tuple[Symbol, ...] = (
         "called once weights have changed; true when the caches were flushed as asked",
         ("recv_req", "success", "message"),
     ),
+    # --- what is known of requests
+    Symbol(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
+        "every endpoint that generates calls it before anything is sent to a scheduler; "
+        "obj.kv_hints goes there",
+        ("obj", "request"),
+    ),
+    Symbol(
+        "sglang.srt.managers.kv_hints:KvHintAction",
+        "an action in a request's hints; those that SGLang does not know are carried and ignored",
+        ("action_id", "action_type", "action_version", "payload"),
+    ),
+    Symbol("sglang.srt.entrypoints.http_server:app", "takes further routes before it starts"),
     # --- the radix tree
     Symbol(
         "sglang.srt.mem_cache.registry:register_radix_cache_backend",

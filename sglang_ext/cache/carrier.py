@@ -89,6 +89,8 @@ def _checked(payload: Mapping[str, Any]) -> dict[str, Any]:
         good["received"] = float(received)
     if payload.get("tools") in _TOOLS:
         good["tools"] = payload["tools"]
+    if isinstance(payload.get("advice"), list):
+        good["advice"] = payload["advice"]
     if payload.get("agent") is True:
         good["agent"] = True
     return good

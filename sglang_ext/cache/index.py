@@ -25,15 +25,23 @@ class TreeIndex:
         root_id: node id of the root.
         rank: worth of a leaf.
         device_tokens, host_tokens: capacity of each tier, for the shares of tenants.
+        host_rank: worth of a leaf in host memory, where it is another.
     """
 
-    def __init__(self, root_id: int, rank: Rank, device_tokens: int, host_tokens: int) -> None:
+    def __init__(
+        self,
+        root_id: int,
+        rank: Rank,
+        device_tokens: int,
+        host_tokens: int,
+        host_rank: Rank | None = None,
+    ) -> None:
         self.rank = rank
         self.mirror = Mirror(root_id)
         self.device_shares = Shares(device_tokens)
         self.host_shares = Shares(host_tokens)
         self.device: FairOrder[Node] = FairOrder(rank, _tenant, self.device_shares)
-        self.host: FairOrder[Node] = FairOrder(rank, _tenant, self.host_shares)
+        self.host: FairOrder[Node] = FairOrder(host_rank or rank, _tenant, self.host_shares)
         self._touches = 0
         self._host_locks: dict[int, Node] = {}  # nodes in host memory alone that are locked
 

@@ -3,6 +3,7 @@
 Imports SGLang when called.
 """
 
+import functools
 import logging
 import secrets
 import sys
@@ -35,10 +36,12 @@ def on_settings(read: Any) -> None:
     _settings_of = read
 
 
+@functools.cache
 def not_needed() -> str:
     """Why this process has no use for it: importing SGLang's caches takes seconds, and sgl_kernel.
 
-    A scheduler has imported them before it loads plugins.
+    A scheduler has imported them before it loads plugins. The first answer stays: a process that
+    imports them later has no tree of its own.
     """
     return "" if REGISTRY in sys.modules else "this process has no caches of SGLang's"
 

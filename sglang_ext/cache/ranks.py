@@ -7,6 +7,7 @@ from math import inf
 from typing import Protocol
 
 from sglang_ext.cache.conversation import Turn
+from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.mirror import Node
 from sglang_ext.cache.policy import Policy
 
@@ -36,16 +37,21 @@ class Recency:
 
 
 class Learned:
-    """The worth that the policy gives to the last request that passed a node."""
+    """The worth that the policy gives to the last request that passed a node.
 
-    def __init__(self, policy: Policy) -> None:
+    Attributes:
+        guard: sees to it that a tier is no worse than under recency; None: nobody does.
+    """
+
+    def __init__(self, policy: Policy, guard: Guard | None = None) -> None:
         self.policy = policy
+        self.guard = guard
 
     def __call__(self, node: Node, now: float) -> tuple[float, float]:
         """Ask the policy. A node without any request counts as worth nothing."""
         if node.turn is None:
             return 0.0, inf
-        return self.policy.worth(node.turn, now, shared=node.shared)
+        return self.policy.worth(node.turn, now, shared=node.shared, guard=self.guard)
 
     def stranger(self, now: float) -> Turn | None:
         """A turn of which only the time is known."""

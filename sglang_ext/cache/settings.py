@@ -18,13 +18,15 @@ class TreeSettings:
         record_file: where requests are logged; empty: nowhere.
         record_bytes: bound of that file.
         tool_call_parser: SGLang's name of it.
+        writes: whether this rank writes the log for all.
     """
 
     policy: str = "ext"
     secret: bytes = field(default=b"", repr=False)
-    block_tokens: int = 64
+    block_tokens: int = 16
     pin_share: float = 0.125
     state_file: str = ""
     record_file: str = ""
     record_bytes: int = 10**9
     tool_call_parser: str = ""
+    writes: bool = True

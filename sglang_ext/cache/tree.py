@@ -8,10 +8,14 @@ Source: ``mem_cache/registry.py`` and ``mem_cache/unified_radix_cache.py``, rele
 """
 
 import logging
+import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from sglang.srt.function_call.function_call_parser import FunctionCallParser
 from sglang.srt.mem_cache.registry import (
     TreeCacheBuildContext,
     create_unified_radix_cache,
@@ -21,24 +25,31 @@ from sglang.srt.mem_cache.unified_cache.tree_core_registry import resolve_tree_c
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import get_memory
 
+from sglang_ext.cache.advice import Advised
 from sglang_ext.cache.carrier import carried_by
 from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.hooks import set_tree
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.install import BACKEND
+from sglang_ext.cache.learned_file import LearnedFile
 from sglang_ext.cache.marks import Marks
 from sglang_ext.cache.mirror import Node
 from sglang_ext.cache.policy import Policy, PolicyLimits
 from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
+from sglang_ext.cache.request_log import RequestLog
 from sglang_ext.cache.requests import Clock, Known, Requests
 from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
+from sglang_ext.cache.tree_metrics import TreeMetrics
 
 __all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
 
 logger = logging.getLogger(__name__)
+
+# Requests between two looks at the learned curves, which take a millisecond.
+_CURVES_EVERY = 64
 
 
 def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
@@ -50,6 +61,7 @@ def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
     ctx.params.tree_core_backend = BACKEND
     parallel = ctx.server_args
     ranks = parallel.tp_size * parallel.pp_size
+    settings = replace(settings, writes=ctx.tp_rank == 0)
     # What SGLang calls for a class, it calls with the parameters alone.
     make: Any = partial(ExtRadixCache, settings=settings, ranks=ranks)
     return create_unified_radix_cache(ctx, cache_class=make)
@@ -81,6 +93,19 @@ def create_core(params: Any, components: Any) -> Any:
     return SteeredPythonCore(params, components)
 
 
+def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
+    """What tells an answer with a tool call, for SGLang's parser of that name."""
+    try:
+        detector = FunctionCallParser.ToolCallParserEnum[parser]()
+        marker = detector.bot_token
+        ids = tokenizer.encode(marker, add_special_tokens=False) if marker else []
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ToolCalls()  # no parser, or one that wants more: what ends is a finished turn
+    if len(ids) == 1:
+        return ToolCalls(marker=ids)
+    return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)
+
+
 class ExtRadixCache(UnifiedRadixCache):
     """SGLang's cache, evicting what the policy values least."""
 
@@ -106,23 +131,43 @@ class ExtRadixCache(UnifiedRadixCache):
         self.policy = policy
         self.block_tokens = block
         self.regret = Regret()
-        self.tool_calls = ToolCalls()
+        self.advised = Advised()
+        self._parser = settings.tool_call_parser
+        self._tool_calls: ToolCalls | None = None
         self.totals: Counter[str] = Counter()
-        rank = Recency() if policy is None else Learned(policy)
+        self._host_tokens = self.device_tokens
+        rank = Recency() if policy is None else Learned(policy, policy.guard(self.device_tokens))
+        self._host_rank = None if policy is None else Learned(policy)
 
         def make(root: int) -> TreeIndex:
-            return TreeIndex(root, rank, self.device_tokens, self.device_tokens)
+            tokens = self.device_tokens, self._host_tokens
+            return TreeIndex(root, rank, *tokens, self._host_rank)
 
         self.tree_core.steer(make, clock, self._lost)
+        self._log = None
+        if settings.record_file and params.pp_rank == 0 and settings.writes:
+            self._log = RequestLog(Path(settings.record_file), settings.record_bytes, block)
+        self._metrics = (
+            TreeMetrics(self.metrics_collector.labels) if params.enable_metrics else None
+        )
+        self._ended_requests = 0
+        self._writes = settings.writes
+        self._learned: LearnedFile | None = None
+        if policy is not None and settings.state_file:
+            self._learned = LearnedFile(Path(settings.state_file))
+            self._learned.load(policy, time.time())
         set_tree(self)
 
     def init_hicache(self, server_args: Any, params: Any) -> None:
         """Attach host memory; what it holds beside L1's tokens is shared among tenants."""
         super().init_hicache(server_args, params)
-        pool = self.cache_controller.mem_pool_host
+        tokens = int(self.cache_controller.mem_pool_host.size)
+        self._host_tokens = max(0, tokens - self.device_tokens)
         index = self.tree_core.index
         if index is not None:
-            index.host_shares.capacity = max(0, int(pool.size) - self.device_tokens)
+            index.host_shares.capacity = self._host_tokens
+        if self.policy is not None and self._host_rank is not None:
+            self._host_rank.guard = self.policy.guard(max(tokens, self.device_tokens))
 
     def match_prefix(self, params: Any) -> Any:
         """Look a prefix up; the first look-up of a request is its arrival."""
@@ -158,6 +203,14 @@ class ExtRadixCache(UnifiedRadixCache):
         self.tree_core.need_tokens = params.num_tokens
         return super()._evict(params, *args, **kwargs)
 
+    def shutdown(self) -> None:
+        """The process ends."""
+        super().shutdown()
+        if self._learned and self._writes and self.policy:
+            self._learned.save(self.policy, self.requests.clock(), anyway=True)
+        if self._log is not None:
+            self._log.close()
+
     def advise(self, action: str, session: str, seconds: float) -> int:
         """Advice of a client; returns how many conversations it is about."""
         changed = self.requests.advise(action, session, seconds)
@@ -179,18 +232,21 @@ class ExtRadixCache(UnifiedRadixCache):
             return known
         if req.finished():
             return None
+        carried = carried_by(req.kv_hints)
         try:
             known, changed = self.requests.arrive(
                 req.rid,
                 req.origin_input_ids,
                 (req.extra_key, req.cache_salt),
-                carried_by(req.kv_hints),
+                carried,
                 session=req.session_id,
                 model=req.lora_id or "",
             )
         except Exception:  # whatever it is: no request is refused for what is learned of it
             logger.exception("A request was not understood; the cache serves it all the same")
             return None
+        for advice in self.advised.fresh(carried.get("advice")):
+            self.totals[f"advice_{advice[0]}"] += self.advise(*advice)
         index = self.tree_core.index
         if index is not None:
             for shares in (index.device_shares, index.host_shares):
@@ -216,7 +272,9 @@ class ExtRadixCache(UnifiedRadixCache):
         if known is None:
             return
         reason = str(req.finished_reason.to_json().get("type", ""))
-        stop = self.tool_calls.stop(reason, req.output_ids, known.tools)
+        if self._tool_calls is None:
+            self._tool_calls = tool_calls(self._parser, req.tokenizer)
+        stop = self._tool_calls.stop(reason, req.output_ids, known.tools)
         for tier in ("device", "host", "storage"):
             tokens = int(getattr(req, f"cached_tokens_{tier}", 0))
             self.totals[f"hit_{tier}"] += tokens
@@ -251,4 +309,17 @@ class ExtRadixCache(UnifiedRadixCache):
         return shown
 
     def _ended(self, known: Known, stop: Stop, output_tokens: int) -> None:
-        """A request has ended; its line in the log of requests."""
+        """A request has ended: its line in the log, and counts in the metrics."""
+        if self._log is not None:
+            self._log.put(known, stop, output_tokens, self.requests.clock())
+        if self._learned and self._writes and self.policy and not len(self.requests):
+            self._learned.save(self.policy, self.requests.clock())
+        if self._metrics is None:
+            return
+        counts = {**self.totals, **self.tree_core.counts}
+        counts["missed"] = counts.get("asked", 0) - counts.get("hit", 0)
+        counts["regretted"] = self.regret.tokens
+        self._metrics.show(counts)
+        if self.policy is not None and self._ended_requests % _CURVES_EVERY == 0:
+            self._metrics.show_curves(self.policy.inspect()["curves"])
+        self._ended_requests += 1
