@@ -16,7 +16,7 @@ from sglang_ext.cache.store.keeper import Keeper
 from sglang_ext.cache.store.options import Buffer, Page, StoreOptions, StoreStats
 from sglang_ext.cache.store.plan import Offer
 from sglang_ext.cache.store.reader import Reader
-from sglang_ext.cache.store.staging import Staging, flat
+from sglang_ext.cache.store.staging import Bytes, Staging, flat
 from sglang_ext.cache.store.writer import Writer
 from sglang_ext.errors import StoreError
 
@@ -167,18 +167,20 @@ class PageStore:
         _check_namespace(namespace)
         _check_keys([page.key for page in pages])
         _check_keys([page.parent for page in pages if page.parent is not None])
-        sources = [[flat(piece) for piece in page.buffers] for page in pages]
+        sources: list[list[Bytes]] = []
         offers: dict[bytes, Offer] = {}
-        for number, page in enumerate(pages):
-            size = sum(map(len, sources[number]))
+        for number, (key, parent, buffers) in enumerate(pages):
+            pieces = [flat(piece) for piece in buffers]
+            sources.append(pieces)
+            size = len(pieces[0]) if len(pieces) == 1 else sum([len(piece) for piece in pieces])
             slot_bytes = slot_bytes_of(size)
             if slot_bytes > self._options.staging_bytes // 4:
                 raise ValueError(
                     f"a page of {size} bytes needs staging_bytes={4 * slot_bytes}; "
                     f"it is {self._options.staging_bytes}"
                 )
-            if page.key not in offers:
-                offers[page.key] = Offer(number, page.key, page.parent, size, slot_bytes)
+            if key not in offers:
+                offers[key] = Offer(number, key, parent, size, slot_bytes)
         if self._writer is None or self._closed or not pages:
             return [False] * len(pages)
         resident = self._writer.write(namespace, list(offers.values()), sources)

@@ -97,9 +97,10 @@ class Writer:
             return resident
         if committed:
             self._health.succeeded()
-            self.counts["pages"] += len(committed)
-            self.counts["bytes"] += sum(page.offer.payload_bytes for page in committed)
-        resident.update(page.offer.number for page in committed)
+            written = [page.offer for page in committed]
+            self.counts["pages"] += len(written)
+            self.counts["bytes"] += sum([offer.payload_bytes for offer in written])
+            resident.update([offer.number for offer in written])
         return resident
 
     def _make_room(self, plan: Plan, deadline: float) -> None:
