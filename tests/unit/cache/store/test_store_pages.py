@@ -23,6 +23,7 @@ from support.store_pages import (
 )
 
 from sglang_ext.cache.store import Page, PageStore
+from sglang_ext.cache.store import reader as reader_module
 from sglang_ext.cache.store import transfer as transfer_module
 from sglang_ext.cache.store.options import MIB
 from sglang_ext.errors import ConfigError, StoreError
@@ -407,6 +408,54 @@ def test_a_bad_spot_costs_its_pages_and_heals(faulty, disk):
     disk.fault = lambda *what: 0
     assert healthy_again(faulty, lambda: all(write(faulty, KEYS)) and all(read(faulty, KEYS)))
     faulty.check_integrity()
+
+
+def outage(store, disk, keys):
+    """The disk is away for one read and comes back."""
+    disk.fault = fail_all(errno.EIO, "read")
+    assert not any(read(store, keys))
+    disk.fault = lambda *what: 0
+    store._reader.health._until = 0.0  # the pause is over
+
+
+def test_a_page_that_was_read_well_in_between_survives_outages(faulty, disk):
+    write(faulty, KEYS)
+    for _ in range(5):
+        outage(faulty, disk, KEYS[:1])
+        assert all(read(faulty, KEYS))
+    assert faulty.stats().pages == 20
+    assert faulty.stats().dropped == {}
+
+
+def test_what_failed_in_an_outage_is_no_bad_spot(faulty, disk):
+    write(faulty, KEYS)
+    for _ in range(3):
+        outage(faulty, disk, KEYS[:1])
+        outage(faulty, disk, KEYS[5:6])  # still away
+        assert all(read(faulty, KEYS[10:11]))
+    assert faulty.stats().dropped == {}
+
+
+def test_another_page_in_the_place_of_a_suspect_is_none(faulty, disk):
+    write(faulty, KEYS[:1])
+    outage(faulty, disk, KEYS[:1])
+    faulty.drop(KEYS[0])
+    other = chain("b", 2)
+    write(faulty, other)
+    assert read(faulty, other[1:]) == [True]
+    outage(faulty, disk, other[:1])
+    assert faulty.prefix(other) == 2
+
+
+def test_a_bad_spot_is_found_after_any_number_of_others(faulty, disk, monkeypatch):
+    monkeypatch.setattr(reader_module, "_MOST_SUSPECTS", 3)
+    write(faulty, KEYS)
+    for key in KEYS[:10]:
+        outage(faulty, disk, [key])
+        assert read(faulty, KEYS[15:16]) == [True]
+    outage(faulty, disk, KEYS[9:10])
+    assert faulty.prefix(KEYS) == 9
+    assert len(faulty._reader._suspects) <= 3
 
 
 def test_children_of_a_page_that_was_not_written_are_not_resident(faulty, disk):
