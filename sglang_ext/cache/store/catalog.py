@@ -302,8 +302,8 @@ class Catalog:
     def _is(self, page: Found) -> bool:
         """Whether a page that was found is still that row at that place."""
         return (
-            self.index.location[page.row] == page.location
-            and self.index.rows.get(page.key) == page.row
+            self.index.rows.get(page.key) == page.row
+            and self.index.location[page.row] == page.location
         )
 
     def _touch(self, row: int, time_us: int) -> None:

@@ -130,3 +130,15 @@ def test_it_survives_a_restart_of_the_writer(folder):
             write(writer, KEYS[5:], parent=KEYS[4])
             assert any(view.prefix(KEYS) == 20 for _ in range(5))
             assert all(read(view, KEYS))
+
+
+def test_a_page_that_is_being_read_when_the_view_starts_anew(folder):
+    with PageStore(folder, options()) as writer, PageStore.follow(folder, options()) as view:
+        write(writer, KEYS)
+        assert view.prefix(KEYS) == 20
+        pages = view._catalog.find(KEYS, range(20))
+        view._follower._detach()
+        assert view._catalog.release(pages, [(pages[-1], "key")]) == [pages[0].segment]
+        view._disk.close(pages[0].segment.file)
+        assert view.stats().dropped == {}
+        assert all(read(view, KEYS))
