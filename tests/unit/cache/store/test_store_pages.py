@@ -635,6 +635,53 @@ def test_no_page_is_read_ahead_twice(tmp_path):
         assert store.stats().read_bytes - before == 100 * (size + 4096)
 
 
+class Busy:
+    """Keeps a worker until ``free`` is set."""
+
+    def __init__(self, free):
+        self.run = free.wait
+
+
+def test_two_readers_of_one_run_that_no_worker_has_begun_with(tmp_path, monkeypatch):
+    """The second took its page when the first took the run back from the queue."""
+    with PageStore(tmp_path / "s", options(stall_s=60.0)) as store:
+        write(store, KEYS)
+        free, both, cancel = threading.Event(), threading.Barrier(2), store._engine.cancel_ahead
+
+        def cancel_together(run):
+            both.wait(10)
+            try:
+                return cancel(run)
+            finally:
+                free.set()
+
+        monkeypatch.setattr(store._engine, "cancel_ahead", cancel_together)
+        store._engine.submit([Busy(free) for _ in range(4)], "read")
+        store.prefix(KEYS, read_ahead=True)
+        results = {}
+
+        def work(number):
+            results[number] = read(store, [KEYS[number]])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert results == {0: [True], 1: [True]}
+        assert store._reader.ahead._held_bytes == 0
+
+
+def test_a_page_that_is_announced_twice_is_read_once(store):
+    write(store, KEYS[:3])
+    store.prefix([*KEYS[:3], *KEYS[:3]], read_ahead=True)
+    assert all(read(store, KEYS[:3]))
+    store._reader.ahead.forget()
+    store._engine.call(lambda: None, "write", time.monotonic() + 10)  # behind the read-ahead
+    assert store._reader.ahead._held_bytes == 0
+    assert store._staging.free_bytes() == store._staging.size_bytes
+
+
 def test_a_page_that_is_larger_than_the_room_is_not_read_ahead(tmp_path):
     with PageStore(tmp_path / "s", options(read_ahead_bytes=65536)) as store:
         assert all(write(store, KEYS[:3], 100_000))
