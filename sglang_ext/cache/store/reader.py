@@ -118,10 +118,12 @@ class Reader:
         """Queue direct reads of ``keys[number]``."""
         found: list[Found] = []
         for page in self._catalog.find(keys, numbers):
-            if sum(map(len, reading.targets[page.number])) == page.payload_bytes:
-                found.append(page)
-            else:
+            if sum(map(len, reading.targets[page.number])) != page.payload_bytes:
                 self._release([page], [(page, "length")])
+            elif page.segment.slot_bytes > self._staging.size_bytes:
+                self._release([page], [])  # written by somebody with more memory
+            else:
+                found.append(page)
         most = operation_bytes(found, self._options.io_threads, self._options.operation_bytes)
         parts = runs(found, most)
         batch = Batch(len(parts))

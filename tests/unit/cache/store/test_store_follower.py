@@ -142,3 +142,15 @@ def test_a_page_that_is_being_read_when_the_view_starts_anew(folder):
         view._disk.close(pages[0].segment.file)
         assert view.stats().dropped == {}
         assert all(read(view, KEYS))
+
+
+def test_a_slot_that_is_larger_than_the_staging_memory_is_a_miss(folder):
+    small = {"staging_bytes": MIB, "read_ahead_bytes": 65536, "operation_bytes": 65536}
+    with (
+        PageStore(folder, options(16 * MIB)) as writer,
+        PageStore.follow(folder, options(16 * MIB, **small)) as view,
+    ):
+        assert all(write(writer, KEYS[:1], 3 * MIB // 2))
+        assert read(view, KEYS[:1], 3 * MIB // 2) == [False]
+        assert view.stats().errors == {}
+        assert view.prefix(KEYS) == 1
