@@ -48,8 +48,9 @@ class PageStore:
     ) -> "PageStore":
         """A read-only view beside a writer in another process.
 
-        It learns of what the writer does from the journal, whenever it is asked something. The
-        writer may come later: until then there are no pages. ``write`` writes nothing.
+        It learns of what the writer does from the journal, on a thread of its own, whenever it is
+        asked something. The writer may come later: until then there are no pages. ``write`` writes
+        nothing.
 
         Raises:
             StoreFolderError, StoreFormatError: see there.
@@ -104,7 +105,10 @@ class PageStore:
         self.close()
 
     def prefix(self, keys: Sequence[bytes], *, read_ahead: bool = False) -> int:
-        """How many leading keys are resident. Does not wait for the disk.
+        """How many leading keys are resident.
+
+        A writer does not wait for the disk. A view waits until it has read the journal on, 0.1 s at
+        most; while that does not come back, what it knew before is told at once.
 
         Args:
             keys: of a chain, from its root or from any page on.
@@ -228,6 +232,9 @@ class PageStore:
         """Counters and gauges."""
         catalog, keeper, reader = self._catalog, self._keeper, self._reader
         written = self._writer.counts if self._writer else Counter()
+        parts = [reader.health, self._writing]
+        if self._follower is not None:
+            parts.append(self._follower.health)
         with catalog.lock:
             return StoreStats(
                 pages=len(catalog.index),
@@ -246,14 +253,14 @@ class PageStore:
                 evicted=catalog.evicted,
                 refused={why: n for why, n in catalog.refused.items() if n},
                 dropped={why: n for why, n in catalog.dropped.items() if n},
-                errors=dict(reader.health.errors + self._writing.errors),
+                errors=dict(sum((part.errors for part in parts), Counter())),
                 read_ahead_pages=reader.ahead.pages,
                 read_ahead_used=reader.ahead.used_pages,
                 operations=self._engine.operations,
                 syncs=keeper.syncs if keeper else 0,
                 checkpoints=keeper.checkpoints if keeper else 0,
                 written_today_bytes=self._hours.total_bytes(),
-                healthy=reader.health.is_good and self._writing.is_good,
+                healthy=all(part.is_good for part in parts),
                 recovery=keeper.recovered.how if keeper else "follow",
                 open_s=self.open_s,
             )
@@ -287,8 +294,8 @@ class PageStore:
         self._staging.close()
         if self._keeper is not None:
             self._keeper.close(idle=idle)
-        if self._follower is not None and idle:
-            self._follower.close()
+        if self._follower is not None:
+            self._follower.close(idle=idle)
 
     def _catch_up(self) -> None:
         if self._follower is not None:
