@@ -208,6 +208,15 @@ def test_files_of_a_failed_beginning_are_closed(folder, disk, operation, suffix)
         assert len(open_files(folder, "")) == mine
 
 
+def test_a_clear_leaves_nothing_open(view, writer, folder):
+    write(writer, chain("other", 5), 30_000)
+    assert view.prefix(chain("other", 5)) == 5
+    writer.clear()
+    assert view.prefix(KEYS) == 0
+    assert open_files(folder, "(deleted)") == []
+    view.check_integrity()
+
+
 def test_the_thread_begins_with_the_first_lookup_and_ends_with_the_view(folder, writer):
     view = PageStore.follow(folder, options())
     assert view._follower._thread is None
