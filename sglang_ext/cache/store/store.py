@@ -91,6 +91,8 @@ class PageStore:
         if self._keeper is not None:
             self._writer = Writer(self._keeper, *parts, self._writing)
             self._keeper.start(self._reader.ahead.expire)
+        if self._follower is not None:
+            self._follower.start(self._reader.ahead.expire)
         self.open_s = time.monotonic() - begin
 
     def __enter__(self) -> "PageStore":

@@ -217,6 +217,15 @@ def test_a_clear_leaves_nothing_open(view, writer, folder):
     view.check_integrity()
 
 
+def test_what_was_read_ahead_and_is_not_taken_is_given_up(folder, writer):
+    short = options(sync_interval_s=0.02, read_ahead_s=0.1)
+    with PageStore.follow(folder, short) as view:
+        assert view.prefix(KEYS, read_ahead=True) == 5
+        assert view._reader.ahead._held_bytes
+        eventually(lambda: not view._reader.ahead._held_bytes)
+        assert view._staging.free_bytes() == view._staging.size_bytes
+
+
 def test_the_thread_begins_with_the_first_lookup_and_ends_with_the_view(folder, writer):
     view = PageStore.follow(folder, options())
     assert view._follower._thread is None
