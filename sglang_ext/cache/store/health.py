@@ -45,6 +45,11 @@ class Health:
         """Whether the last thing heard of the disk was good."""
         return self._pause_s == 0
 
+    def counted(self) -> Counter[str]:
+        """A copy of ``errors``: faults by the name of the errno, and ``STALL``."""
+        with self._guard:
+            return Counter(self.errors)
+
     def allows(self) -> bool:
         """Whether to try: always when all is well, once after each pause when it is not."""
         if self._pause_s == 0:

@@ -255,7 +255,7 @@ class PageStore:
                 evicted=catalog.evicted,
                 refused={why: n for why, n in catalog.refused.items() if n},
                 dropped={why: n for why, n in catalog.dropped.items() if n},
-                errors=dict(sum((part.errors for part in parts), Counter())),
+                errors=dict(sum((part.counted() for part in parts), Counter())),
                 read_ahead_pages=reader.ahead.pages,
                 read_ahead_used=reader.ahead.used_pages,
                 operations=self._engine.operations,

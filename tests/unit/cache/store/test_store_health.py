@@ -23,6 +23,13 @@ def sick(times=1):
     return health, clock
 
 
+def test_what_was_counted_is_a_copy():
+    health, _ = sick(2)
+    counted = health.counted()
+    health.failed(None)
+    assert counted == {"EIO": 2}
+
+
 def test_all_is_allowed_while_all_is_well():
     health = Health("reading")
     assert all(health.allows() for _ in range(10))
