@@ -81,6 +81,12 @@ class Catalog:
                     return number
         return len(keys)
 
+    def resident(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which keys are resident."""
+        with self.lock:
+            rows = self.index.rows
+            return [key in rows for key in keys]
+
     def find(self, keys: Sequence[bytes], numbers: Sequence[int]) -> list[Found]:
         """Resident pages among ``keys[number]``, pinned."""
         found = []

@@ -125,6 +125,14 @@ class PageStore:
             self._reader.announce(keys[:count])
         return count
 
+    def resident(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which of ``keys`` are resident, whatever chains they are of. Waits as ``prefix`` does."""
+        _check_keys(keys)
+        if self._closed:
+            return [False] * len(keys)
+        self._catch_up()
+        return self._catalog.resident(keys)
+
     def read(
         self, namespace: bytes, keys: Sequence[bytes], targets: Sequence[Sequence[Buffer]]
     ) -> list[bool]:

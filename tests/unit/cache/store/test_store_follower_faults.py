@@ -100,6 +100,13 @@ def test_a_lookup_does_not_wait_for_a_journal_that_hangs(view, writer, disk, mon
     assert all(read(view, KEYS))
 
 
+def test_many_pages_are_looked_up_with_one_look_at_the_journal(view, writer, disk):
+    write(writer, KEYS[5:], parent=KEYS[4])
+    disk.calls.clear()
+    assert all(view.resident(KEYS))
+    assert disk.calls.count(("read", "journal-1.log")) == 1
+
+
 def test_a_lookup_does_not_wait_for_a_segment_that_hangs(view, writer, disk, monkeypatch):
     monkeypatch.setattr(follower_module, "_WAIT_S", 0.05)
     disk.suffix = ".seg"

@@ -95,6 +95,12 @@ def test_the_prefix_ends_at_the_first_page_that_is_missing(store):
     assert store.prefix([]) == 0
 
 
+def test_what_is_resident_may_be_asked_for_pages_of_any_chain(store):
+    write(store, KEYS[:5])
+    assert store.resident([KEYS[4], key_of("no"), KEYS[0]]) == [True, False, True]
+    assert store.resident([]) == []
+
+
 def test_reading_goes_on_after_a_miss(store):
     write(store, KEYS[:5])
     keys = [KEYS[0], key_of("no"), KEYS[1]]
@@ -153,6 +159,7 @@ def test_another_namespace_is_a_miss_when_read_ahead(store, read_ahead):
     "call",
     [
         lambda store: store.prefix([b"short"]),
+        lambda store: store.resident([b"short"]),
         lambda store: store.touch(b""),
         lambda store: store.read(b"short", [], []),
         lambda store: store.read(NAMESPACE, KEYS[:2], [[bytearray(8000)]]),
@@ -192,6 +199,7 @@ def test_a_closed_store_answers_with_misses(tmp_path):
     store.close()
     store.close()
     assert store.prefix(KEYS) == 0
+    assert not any(store.resident(KEYS))
     assert not any(read(store, KEYS))
     assert not any(write(store, KEYS))
     store.touch(KEYS[0])
