@@ -90,7 +90,7 @@ class Follower:
         return self.files is not None and self.files.direct
 
     def start(self, tick: Callable[[], None]) -> None:
-        """``tick`` is called about each ``options.sync_interval_s`` once somebody has asked."""
+        """Once somebody has asked: read on, and call ``tick``, each ``options.sync_interval_s``."""
         self._tick = tick
 
     def catch_up(self) -> None:

@@ -1,5 +1,7 @@
 """A view beside a writer: it finds what the writer wrote, and never a wrong byte."""
 
+import time
+
 import pytest
 from support.store_pages import chain, options, read, write
 
@@ -99,16 +101,33 @@ def test_it_follows_through_journals_checkpoints_and_evictions(folder):
             read(view, keys)
 
 
-def test_it_catches_up_after_it_was_too_slow(folder):
+def test_it_catches_up_after_it_was_too_slow(folder, monkeypatch):
     small = options(MIB, sync_interval_s=0.01)
-    with PageStore(folder, small) as writer, PageStore.follow(folder, small) as view:
+    # The view does not look by itself in between.
+    with PageStore(folder, small) as writer, PageStore.follow(folder, options(MIB)) as view:
         write(writer, KEYS)
         assert view.prefix(KEYS) == 20
+        detached, detach = [], view._follower._detach
+        monkeypatch.setattr(view._follower, "_detach", lambda: detached.append(detach()))
         for number in range(200):
             write(writer, chain(number, 8))
         keys = chain(199, 8)
         assert any(view.prefix(keys) == 8 for _ in range(5))
         assert all(read(view, keys))
+        assert detached
+
+
+def test_it_keeps_up_while_nobody_asks(folder):
+    with (
+        PageStore(folder, options()) as writer,
+        PageStore.follow(folder, options(sync_interval_s=0.02)) as view,
+    ):
+        assert view.prefix(KEYS) == 0
+        write(writer, KEYS)
+        deadline = time.monotonic() + 20
+        while view.stats().pages < 20 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert view.stats().pages == 20
 
 
 def test_it_survives_a_clear_and_another_slot_size(folder):
