@@ -7,6 +7,7 @@ not match when it is read, and is a miss.
 One thread does all of that, so that a disk that fails or hangs holds up no lookup.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -257,11 +258,15 @@ class Follower:
         self._close_idle()
 
     def _detach(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        self._close_reader()
         self._seen = None
         self._switch(Index(), Segments(self._space))
+
+    def _close_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            with contextlib.suppress(OSError):
+                reader.close()
 
     def _follow(self) -> None:
         begin = self._next
@@ -273,7 +278,7 @@ class Follower:
             except (FileNotFoundError, StoreError):
                 self._detach()  # too slow: the next journal is gone as well
                 return
-            self._reader.close()
+            self._close_reader()
             self._reader, self._next = reader, 0
         if self._reader is None or self._next != begin or not self._may_look():
             return

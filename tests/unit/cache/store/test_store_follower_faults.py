@@ -11,6 +11,7 @@ from support.store_pages import chain, options, read, write
 
 from sglang_ext.cache.store import PageStore
 from sglang_ext.cache.store import follower as follower_module
+from sglang_ext.cache.store.options import MIB
 
 KEYS = chain("a", 20)
 
@@ -213,6 +214,34 @@ def test_files_of_a_failed_beginning_are_closed(folder, disk, operation, suffix)
             eventually(lambda: view.prefix(KEYS) == 20)
             assert all(read(view, KEYS))
         assert len(open_files(folder, "")) == mine
+
+
+def test_following_outlives_what_nobody_foresaw(view, writer, monkeypatch):
+    monkeypatch.setattr(view._follower, "_follow", lambda: 1 / 0)
+    write(writer, KEYS[5:], parent=KEYS[4])
+    assert view.prefix(KEYS) == 0
+    monkeypatch.undo()
+    eventually(lambda: view.prefix(KEYS) == 20)
+
+
+def test_a_journal_that_cannot_be_closed_is_left(folder, disk, monkeypatch):
+    small = options(MIB, sync_interval_s=0.01)
+    close = disk.close
+
+    def fail(file):
+        close(file)
+        if disk.paths[file].suffix == ".log":
+            raise OSError(errno.EIO, "bad")
+
+    with (
+        PageStore(folder, small) as writer,
+        PageStore.follow(folder, options(MIB), disk=disk) as view,
+    ):
+        monkeypatch.setattr(disk, "close", fail)
+        for number in range(60):
+            write(writer, chain(number, 8))
+            assert view.prefix(chain(number, 8)) == 8
+        assert {name for _, name in disk.calls} > {"journal-1.log", "journal-2.log"}
 
 
 def test_a_clear_leaves_nothing_open(view, writer, folder):
