@@ -81,6 +81,12 @@ class Catalog:
                     return number
         return len(keys)
 
+    def resident(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which keys are resident."""
+        with self.lock:
+            rows = self.index.rows
+            return [key in rows for key in keys]
+
     def find(self, keys: Sequence[bytes], numbers: Sequence[int]) -> list[Found]:
         """Resident pages among ``keys[number]``, pinned."""
         found = []
@@ -302,8 +308,8 @@ class Catalog:
     def _is(self, page: Found) -> bool:
         """Whether a page that was found is still that row at that place."""
         return (
-            self.index.location[page.row] == page.location
-            and self.index.rows.get(page.key) == page.row
+            self.index.rows.get(page.key) == page.row
+            and self.index.location[page.row] == page.location
         )
 
     def _touch(self, row: int, time_us: int) -> None:

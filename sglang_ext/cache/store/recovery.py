@@ -159,6 +159,8 @@ class Replay:
     def _clear(self, record: Record) -> None:
         for segment in list(self.segments):
             self.empty(segment)
+            if self._on_segment is not None:
+                self._on_segment(segment.number, 0)
 
     def _touch(self, record: Record) -> None:
         row = self.index.rows.get(record.key, NO_ROW)

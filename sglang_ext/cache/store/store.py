@@ -48,8 +48,9 @@ class PageStore:
     ) -> "PageStore":
         """A read-only view beside a writer in another process.
 
-        It learns of what the writer does from the journal, whenever it is asked something. The
-        writer may come later: until then there are no pages. ``write`` writes nothing.
+        It learns of what the writer does from the journal, on a thread of its own, whenever it is
+        asked something. The writer may come later: until then there are no pages. ``write`` writes
+        nothing.
 
         Raises:
             StoreFolderError, StoreFormatError: see there.
@@ -90,6 +91,8 @@ class PageStore:
         if self._keeper is not None:
             self._writer = Writer(self._keeper, *parts, self._writing)
             self._keeper.start(self._reader.ahead.expire)
+        if self._follower is not None:
+            self._follower.start(self._reader.ahead.expire)
         self.open_s = time.monotonic() - begin
 
     def __enter__(self) -> "PageStore":
@@ -104,7 +107,10 @@ class PageStore:
         self.close()
 
     def prefix(self, keys: Sequence[bytes], *, read_ahead: bool = False) -> int:
-        """How many leading keys are resident. Does not wait for the disk.
+        """How many leading keys are resident.
+
+        A writer does not wait for the disk. A view waits until it has read the journal on, 0.1 s at
+        most; while that does not come back, what it knew before is told at once.
 
         Args:
             keys: of a chain, from its root or from any page on.
@@ -118,6 +124,14 @@ class PageStore:
         if read_ahead:
             self._reader.announce(keys[:count])
         return count
+
+    def resident(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which of ``keys`` are resident, whatever chains they are of. Waits as ``prefix`` does."""
+        _check_keys(keys)
+        if self._closed:
+            return [False] * len(keys)
+        self._catch_up()
+        return self._catalog.resident(keys)
 
     def read(
         self, namespace: bytes, keys: Sequence[bytes], targets: Sequence[Sequence[Buffer]]
@@ -230,6 +244,9 @@ class PageStore:
         """Counters and gauges."""
         catalog, keeper, reader = self._catalog, self._keeper, self._reader
         written = self._writer.counts if self._writer else Counter()
+        parts = [reader.health, self._writing]
+        if self._follower is not None:
+            parts.append(self._follower.health)
         with catalog.lock:
             return StoreStats(
                 pages=len(catalog.index),
@@ -248,14 +265,14 @@ class PageStore:
                 evicted=catalog.evicted,
                 refused={why: n for why, n in catalog.refused.items() if n},
                 dropped={why: n for why, n in catalog.dropped.items() if n},
-                errors=dict(reader.health.errors + self._writing.errors),
+                errors=dict(sum((part.counted() for part in parts), Counter())),
                 read_ahead_pages=reader.ahead.pages,
                 read_ahead_used=reader.ahead.used_pages,
                 operations=self._engine.operations,
                 syncs=keeper.syncs if keeper else 0,
                 checkpoints=keeper.checkpoints if keeper else 0,
                 written_today_bytes=self._hours.total_bytes(),
-                healthy=reader.health.is_good and self._writing.is_good,
+                healthy=all(part.is_good for part in parts),
                 recovery=keeper.recovered.how if keeper else "follow",
                 open_s=self.open_s,
             )
@@ -289,8 +306,8 @@ class PageStore:
         self._staging.close()
         if self._keeper is not None:
             self._keeper.close(idle=idle)
-        if self._follower is not None and idle:
-            self._follower.close()
+        if self._follower is not None:
+            self._follower.close(idle=idle)
 
     def _catch_up(self) -> None:
         if self._follower is not None:
