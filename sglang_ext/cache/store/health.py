@@ -43,6 +43,11 @@ class Health:
         """Whether the last thing heard of the disk was good."""
         return self._pause_s == 0
 
+    def counted(self, error: OSError) -> None:
+        """A fault after which the disk is asked on: it is counted, no more."""
+        with self._guard:
+            self.errors[errno.errorcode.get(error.errno or 0, "UNKNOWN")] += 1
+
     def allows(self) -> bool:
         """Whether to try: always when all is well, once after each pause when it is not."""
         if self._pause_s == 0:

@@ -4,7 +4,6 @@ The order of steps is what ``recovery`` relies on, whatever a crash leaves behin
 durable before the journals that it covers go; a segment is durable before a page lies in it.
 """
 
-import errno
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -15,22 +14,19 @@ from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.checkpoint import write_checkpoint
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.folder import StoreFolder
-from sglang_ext.cache.store.format import BLOCK_BYTES, Record, RecordKind
+from sglang_ext.cache.store.format import Record, RecordKind
 from sglang_ext.cache.store.health import Health
-from sglang_ext.cache.store.index import NO_ROW
 from sglang_ext.cache.store.journal import Journal, JournalFullError
 from sglang_ext.cache.store.options import StoreOptions
 from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
+from sglang_ext.cache.store.room import Room
 from sglang_ext.cache.store.segment_files import SegmentFiles
-from sglang_ext.cache.store.segments import Segment, Segments, Space
+from sglang_ext.cache.store.segments import Segments, Space
 
 __all__ = ["Keeper"]
 
 logger = logging.getLogger(__name__)
-
-# How long growing is left alone after the disk had no room for a segment.
-_GROW_AGAIN_SYNCS = 30
 
 
 class Keeper:
@@ -67,11 +63,9 @@ class Keeper:
         self._stall_s = options.stall_s
         self._syncing = threading.Lock()
         self._checkpointing = threading.Lock()
-        self._growing = threading.Lock()
         self._wake = threading.Event()
         self._wanted = False
         self._ended = False
-        self._grow_in = 0
         self._slot_bytes = 0
         self._thread: threading.Thread | None = None
         self.folder = StoreFolder(folder, disk, writer=True)
@@ -99,7 +93,8 @@ class Keeper:
         self._generation = self.recovered.checkpoint
         self.journal = Journal(self.folder, self.space.journal_bytes, self._want_checkpoint)
         self.catalog = Catalog(self.recovered.index, segments, hours, self.journal.add, seen)
-        self._fit()
+        self._room = Room(self.catalog, self.files, self.space, self._health)
+        self._room.fit()
         self._tidy()
         self.journal.begin(self.recovered.journal)
         for name, what in self.recovered.damage:
@@ -129,33 +124,16 @@ class Keeper:
         self._thread.start()
 
     def grow(self, slot_bytes: int) -> None:
-        """Make a segment, in room that there is or in that of another slot size's segment.
+        """See `Room.grow`."""
+        self._room.grow(slot_bytes)
 
-        Where neither is to be had, the catalog will evict instead. Called by a worker.
+    def clear(self) -> None:
+        """Drop all pages and remove all segments; ``turn`` is held. Called by a worker.
+
+        Raises:
+            OSError: the disk failed; all that could be done is done.
         """
-        # One that hangs must not be joined by others: they would make the same segment.
-        if not self._growing.acquire(blocking=False):
-            return
-        try:
-            self._grow(slot_bytes)
-        finally:
-            self._growing.release()
-
-    def _grow(self, slot_bytes: int) -> None:
-        with self.catalog.lock:
-            can_grow = self.catalog.can_grow(slot_bytes)
-        if not can_grow:
-            segment = self.catalog.stale_segment(slot_bytes, must=True)
-            if segment is None:
-                return
-            self._retire(segment)
-        try:
-            if not self._make(slot_bytes):
-                self._stop_growing()
-        except OSError as error:
-            self._health.errors[errno.errorcode.get(error.errno or 0, "UNKNOWN")] += 1
-            logger.warning("page store: no new segment: %s; older pages go instead", error)
-            self._stop_growing()
+        self._room.clear(self._write_journal)
 
     def give_up(self, plan: Plan) -> None:
         """Nothing of a plan is written."""
@@ -201,20 +179,6 @@ class Keeper:
                 self.journal.add(Record(RecordKind.SYNCED, size=records, time_us=generation))
                 self._write_journal()
             self.syncs += 1
-
-    def clear(self) -> None:
-        """Drop all pages and remove all segments; ``turn`` is held."""
-        gone = self.catalog.clear()
-        try:
-            self._write_journal()
-        finally:
-            for segment, unused in gone:
-                self.files.remove(segment.number)
-                if unused:
-                    self.files.close(segment)
-        self.folder.disk.sync_folder(self.folder.segments)
-        self._grow_in = 0
-        self.catalog.may_grow = True
 
     def close(self, *, idle: bool) -> None:
         """Sync, write a last checkpoint, release the lock.
@@ -267,8 +231,8 @@ class Keeper:
                 tick()
                 self.sync()
                 self._checkpoint_now()
-                self._allow_growing()
-                self._recycle()
+                self._room.synced()
+                self._room.recycle(self._slot_bytes)
             except OSError as error:
                 self._health.failed(error)
             except Exception:
@@ -311,53 +275,3 @@ class Keeper:
     def _want_checkpoint(self) -> None:
         self._wanted = True
         self._wake.set()
-
-    def _make(self, slot_bytes: int) -> bool:
-        """Make one more segment; False where its file is no good."""
-        catalog = self.catalog
-        with catalog.lock:
-            segments = catalog.segments
-            slots = self.space.slots_of_next(slot_bytes, segments.slots, segments.charged_bytes)
-            number = segments.next_number()
-        if not slots:
-            return True
-        segment = self.files.create(number, slot_bytes, slots, self.space)
-        if segment is None:
-            return False
-        catalog.insert_segment(segment, BLOCK_BYTES + slots * slot_bytes)
-        return True
-
-    def _retire(self, segment: Segment) -> None:
-        unused = self.catalog.retire(segment)
-        self.files.remove(segment.number)
-        if unused:
-            self.files.close(segment)
-
-    def _recycle(self) -> None:
-        """Take a segment from another slot size whose pages are all older than what would go."""
-        segment = self.catalog.stale_segment(self._slot_bytes, must=False)
-        if segment is not None:
-            self._retire(segment)
-
-    def _fit(self) -> None:
-        """Give segments back until the store fits a capacity that became smaller."""
-        while True:
-            with self.catalog.lock:
-                segments = self.catalog.segments
-                needed = segments.charged_bytes + self.space.reserved_bytes(segments.slots)
-            if needed <= self.space.capacity_bytes or not segments.by_number:
-                return
-            segment = self.catalog.stale_segment(NO_ROW, must=True)
-            if segment is None:
-                return
-            logger.info("page store: segment %d goes: the capacity is smaller", segment.number)
-            self._retire(segment)
-
-    def _stop_growing(self) -> None:
-        self.catalog.may_grow = False
-        self._grow_in = _GROW_AGAIN_SYNCS
-
-    def _allow_growing(self) -> None:
-        if self._grow_in:
-            self._grow_in -= 1
-            self.catalog.may_grow = not self._grow_in

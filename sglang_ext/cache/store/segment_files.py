@@ -5,6 +5,7 @@ import errno
 import logging
 import mmap
 import os
+from collections.abc import Iterable
 
 from sglang_ext.cache.store.disk import read_fully, write_fully
 from sglang_ext.cache.store.folder import StoreFolder
@@ -106,10 +107,19 @@ class SegmentFiles:
         """Remove a segment's file, so that its room is free at once."""
         self._folder.remove(self._folder.segment_path(number))
 
+    def sync_names(self) -> None:
+        """Make it durable which segments there are."""
+        self._folder.disk.sync_folder(self._folder.segments)
+
     def close(self, segment: Segment) -> None:
         """Close a segment's descriptor."""
         with contextlib.suppress(OSError):  # a failed write is told of by sync, not by close
             self._folder.disk.close(segment.file)
+
+    def close_all(self, segments: Iterable[Segment]) -> None:
+        """Close the descriptors of several segments."""
+        for segment in segments:
+            self.close(segment)
 
     def _wrong(self, header: SegmentHeader | None, number: int, size: int) -> str:
         if header is None:
