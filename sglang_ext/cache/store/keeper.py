@@ -66,6 +66,7 @@ class Keeper:
         self._wake = threading.Event()
         self._wanted = False
         self._ended = False
+        self._drain: Callable[[], object] | None = None
         self._slot_bytes = 0
         self._thread: threading.Thread | None = None
         self.folder = StoreFolder(folder, disk, writer=True)
@@ -180,31 +181,45 @@ class Keeper:
                 self._write_journal()
             self.syncs += 1
 
-    def close(self, *, idle: bool) -> None:
-        """Sync, write a last checkpoint, release the lock.
+    def close(self, drain: Callable[[], object]) -> None:
+        """Sync, write a last checkpoint, release the lock; blocks for ``stall_s`` at most.
+
+        The store's own thread does it. Where that hangs, or an operation does, all files stay open
+        and the lock is held, until they get through or the process ends: a descriptor that was
+        closed meanwhile would be another file's, and a new writer would share the folder.
 
         Args:
-            idle: no operation is under way; otherwise descriptors stay open for it.
+            drain: blocks until no operation is under way.
         """
+        self._drain = drain
         self._ended = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(self._stall_s)
-            idle = idle and not self._thread.is_alive()  # it may hang in a sync
+            if self._thread.is_alive():
+                logger.warning(
+                    "page store %s: the disk hangs; what is in use, the lock included, is held "
+                    "until it comes back or this process ends",
+                    self.folder.path,
+                )
+
+    def release(self) -> None:
+        """Close all files and give the lock back; nothing is written. No operation is under way."""
+        self.journal.close()
+        self.files.close_all(self.catalog.segments)
+        self.folder.release()
+
+    def _goodbye(self, drain: Callable[[], object]) -> None:
+        drain()
         try:
-            if idle:
-                self._last_sync()
-                generation = self.journal.generation + 1
-                self._checkpoint((generation, 0), clean=True)
-                self._remove_old(generation)
+            self._last_sync()
+            generation = self.journal.generation + 1
+            self._checkpoint((generation, 0), clean=True)
+            self._remove_old(generation)
         except OSError as error:
             logger.warning("page store: closed without a checkpoint: %s", error)
         finally:
-            self.journal.close()
-            if idle:
-                for segment in self.catalog.segments:
-                    self.files.close(segment)
-            self.folder.release()
+            self.release()
 
     def _write_journal(self) -> None:
         try:
@@ -222,11 +237,11 @@ class Keeper:
             logger.warning("page store: the last sync failed: %s", error)
 
     def _run(self, tick: Callable[[], None]) -> None:
-        while not self._ended:
+        while True:
             self._wake.wait(self._interval_s)
             self._wake.clear()
             if self._ended:
-                return
+                break
             try:
                 tick()
                 self.sync()
@@ -237,6 +252,8 @@ class Keeper:
                 self._health.failed(error)
             except Exception:
                 logger.exception("page store: syncing failed in an unforeseen way")
+        if self._drain is not None:
+            self._goodbye(self._drain)
 
     def _checkpoint_now(self) -> None:
         """Write a checkpoint where one is wanted, and remove the journals that it covers."""

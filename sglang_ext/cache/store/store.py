@@ -1,5 +1,6 @@
 """The page store: what a caller sees, and the thread that makes things durable."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -278,8 +279,10 @@ class PageStore:
     def close(self) -> None:
         """Make everything durable, write a checkpoint and release the folder; idempotent.
 
-        Blocks, ``options.stall_s`` at most for what is under way. A failing disk is logged: what
-        is durable by then is there at the next start.
+        Blocks for ``options.stall_s`` at most for what is under way, and as long again for the
+        checkpoint. A failing disk is logged: what is durable by then is there at the next start.
+        With a disk that hangs the folder stays locked until it comes back, at most until the
+        process ends.
         """
         if self._closed:
             return
@@ -288,7 +291,8 @@ class PageStore:
         idle = self._engine.close(time.monotonic() + self._options.stall_s)
         self._staging.close()
         if self._keeper is not None:
-            self._keeper.close(idle=idle)
+            forever = time.monotonic() + threading.TIMEOUT_MAX / 2
+            self._keeper.close(lambda: self._engine.close(forever))
         if self._follower is not None and idle:
             self._follower.close()
 

@@ -475,17 +475,6 @@ def test_a_write_that_hangs_never_stores_what_the_caller_changed_since(faulty, d
     faulty.check_integrity()
 
 
-def test_closing_with_a_disk_that_hangs_returns(tmp_path, disk):
-    store = PageStore(tmp_path / "s", options(stall_s=0.3), disk=disk)
-    write(store, KEYS)
-    disk.hang()
-    read(store, KEYS)
-    begin = time.monotonic()
-    store.close()
-    assert time.monotonic() - begin < 5
-    disk.resume()
-
-
 def test_an_unforeseen_failure_of_verification_is_a_miss(store, monkeypatch):
     write(store, KEYS)
     monkeypatch.setattr(transfer_module, "mismatch", lambda *what: 1 / 0)
