@@ -124,16 +124,25 @@ class StoreFolder:
             self.disk.close(file)
 
     def write_file(self, path: Path, data: memoryview | bytes) -> None:
-        """Replace one of our files durably: another name, fsync, rename, fsync of the folder."""
+        """Replace one of our files durably: another name, fsync, rename, fsync of the folder.
+
+        Raises:
+            OSError: the disk did not take it; the file is as it was, and nothing else is left.
+        """
         partial = self.partial(path)
         self._remove(partial)
-        with self.opened(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            # All blocks at once: a full disk is told of before anything is written, and the file
-            # takes as few extents as it can.
-            self.disk.allocate(file, len(data))
-            write_fully(self.disk, file, memoryview(data), 0)
-            self.disk.sync(file)
-        self.disk.rename(partial, path)
+        try:
+            with self.opened(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+                # All blocks at once: a full disk is told of before anything is written, and the
+                # file takes as few extents as it can.
+                self.disk.allocate(file, len(data))
+                write_fully(self.disk, file, memoryview(data), 0)
+                self.disk.sync(file)
+            self.disk.rename(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # it goes when the next one is written
+                self._remove(partial)
+            raise
         self.disk.sync_folder(path.parent)
 
     def remove(self, path: Path) -> None:

@@ -258,18 +258,17 @@ class Keeper:
     def _checkpoint_now(self) -> None:
         """Write a checkpoint where one is wanted, and remove the journals that it covers."""
         with self._checkpointing:
-            if not self._wanted:
+            if not self._wanted and not self.journal.lost:
                 return
-            if self.journal.lost:
-                self.journal.renew()
             self._wanted = False  # whoever asks from here on means the next one
-            position = self.journal.position()
             try:
+                losses = self.journal.renew()
+                position = self.journal.position()
                 self._checkpoint(position, clean=False)
-            except OSError:
+            except BaseException:
                 self._wanted = True
                 raise
-            self.journal.forget_before(position[0])
+            self.journal.forget_before(position[0], losses)
 
     def _checkpoint(self, position: tuple[int, int], *, clean: bool) -> None:
         old = self._generation

@@ -203,7 +203,8 @@ class PageStore:
         """Make all that was accepted durable; blocks for as long as the disk takes.
 
         Raises:
-            StoreError: the disk failed.
+            StoreError: the disk failed, now, or since the last time and nothing has made up for
+                it: what could not be synced is durable once a checkpoint is.
         """
         if self._keeper is None or self._closed:
             return

@@ -1,0 +1,92 @@
+"""What ``flush`` promises, with a disk that fails, and what that may cost in space."""
+
+import errno
+
+import pytest
+from support.store_crash import crash
+from support.store_disks import FaultyDisk
+from support.store_pages import chain, options, read, write
+
+from sglang_ext.cache.store import PageStore
+from sglang_ext.cache.store.options import MIB
+from sglang_ext.errors import StoreError
+
+KEYS = chain("a", 6)
+
+
+def is_checkpoint(path):
+    return path.name.startswith("index-")
+
+
+@pytest.fixture
+def disk():
+    return FaultyDisk()
+
+
+def no_checkpoint(operation, path, offset):
+    return errno.ENOSPC if operation == "allocate" and is_checkpoint(path) else 0
+
+
+def no_journal_sync(operation, path, offset):
+    return errno.EIO if operation == "sync" and path.suffix == ".log" else 0
+
+
+def test_flush_fails_until_a_checkpoint_has_what_a_sync_has_lost(tmp_path, disk):
+    store = PageStore(tmp_path / "s", options(), disk=disk)
+    assert all(write(store, KEYS[:3]))
+    store.flush()
+    assert all(write(store, KEYS[3:], parent=KEYS[2]))
+    disk.fault = no_journal_sync
+    with pytest.raises(StoreError, match="durable"):
+        store.flush()
+    disk.fault = no_checkpoint
+    for _ in range(3):
+        with pytest.raises(StoreError, match="durable"):
+            store.flush()
+    disk.fault = lambda *what: 0
+    checkpoints = store.stats().checkpoints
+    store.flush()
+    assert store.stats().checkpoints == checkpoints + 1
+    store.check_integrity()
+    crash(store)
+    with PageStore(tmp_path / "s", options()) as store:
+        assert all(read(store, KEYS))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_checkpoint_that_fails_leaves_nothing_and_is_tried_again(tmp_path, disk, code):
+    store = PageStore(tmp_path / "s", options(MIB), disk=disk)
+    disk.fault = lambda operation, path, offset: (
+        code if operation in ("allocate", "write") and is_checkpoint(path) else 0
+    )
+    kept = [number for number in range(40) if all(write(store, chain(number, 12), 3000))]
+    assert 3 < len(kept) < 40, "both journals are full"
+    assert not list((tmp_path / "s").glob("*.partial"))
+    store.check_integrity()
+    disk.fault = lambda *what: 0
+    store._writing.succeeded()  # no pause
+    assert all(write(store, chain("after", 12), 3000))
+    store.flush()
+    store.check_integrity()
+    store.close()
+    with PageStore(tmp_path / "s", options(MIB)) as store:
+        assert store.stats().recovery == "clean"
+        assert all(read(store, chain("after", 12), 3000))
+
+
+def test_failing_syncs_make_no_third_journal(tmp_path, disk):
+    store = PageStore(tmp_path / "s", options(MIB), disk=disk)
+    disk.fault = no_checkpoint
+    number = 0
+    while len(list((tmp_path / "s").glob("journal-*.log"))) < 2:
+        write(store, chain(number, 12), 3000)
+        number += 1
+    disk.fault = lambda *what: no_journal_sync(*what) or no_checkpoint(*what)
+    for _ in range(5):
+        with pytest.raises(StoreError):
+            store.flush()
+        assert len(list((tmp_path / "s").glob("journal-*"))) == 2
+        store.check_integrity()
+    disk.fault = lambda *what: 0
+    store.flush()
+    store.close()
