@@ -21,8 +21,9 @@ from sglang_ext.cache.store.options import StoreOptions
 from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
 from sglang_ext.cache.store.room import Room
-from sglang_ext.cache.store.segment_files import SegmentFiles
+from sglang_ext.cache.store.segment_files import FOREIGN, SegmentFiles
 from sglang_ext.cache.store.segments import Segments, Space
+from sglang_ext.errors import StoreError
 
 __all__ = ["Keeper"]
 
@@ -87,6 +88,12 @@ class Keeper:
         good, bad = self.files.open_all()
         for segment, size in good:
             segments.insert(segment, size)
+        for number, why in bad:
+            if why == FOREIGN:
+                raise StoreError(
+                    f"{self.folder.segment_path(number)} belongs to another page store; move it "
+                    "back, or remove it"
+                )
         for number, why in bad:
             logger.warning("page store: segment %d is removed: %s", number, why)
             self.files.remove(number)

@@ -12,9 +12,12 @@ from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import BLOCK_BYTES, SegmentHeader
 from sglang_ext.cache.store.segments import Segment, Space
 
-__all__ = ["SegmentFiles", "aligned_block"]
+__all__ = ["FOREIGN", "SegmentFiles", "aligned_block"]
 
 logger = logging.getLogger(__name__)
+
+# What is wrong with a segment that is whole, and not ours to remove.
+FOREIGN = "it belongs to another store"
 
 
 def aligned_block(size_bytes: int = BLOCK_BYTES) -> memoryview:
@@ -44,19 +47,31 @@ class SegmentFiles:
         Returns:
             Empty segments with the lengths of their files; and numbers of files that are not
             usable, each with what is wrong.
+
+        Raises:
+            OSError: one cannot be read; none is left open.
         """
         good: list[tuple[Segment, int]] = []
         bad: list[tuple[int, str]] = []
-        for number in self._folder.segment_numbers():
-            found = self.open(number)
-            if isinstance(found, str):
-                bad.append((number, found))
-            else:
-                good.append(found)
+        try:
+            for number in self._folder.segment_numbers():
+                with contextlib.suppress(FileNotFoundError):  # a writer has removed it just now
+                    found = self.open(number)
+                    if isinstance(found, str):
+                        bad.append((number, found))
+                    else:
+                        good.append(found)
+        except BaseException:
+            self.close_all(segment for segment, _ in good)
+            raise
         return good, bad
 
     def open(self, number: int) -> tuple[Segment, int] | str:
-        """An empty segment and the length of its file, or what is wrong with it."""
+        """An empty segment and the length of its file, or what is wrong with it.
+
+        Raises:
+            OSError: it cannot be read, which says nothing about what is in it.
+        """
         file = self._open(number, self._access)
         block = aligned_block()
         try:
@@ -64,7 +79,8 @@ class SegmentFiles:
             read_fully(self._folder.disk, file, block, 0)
         except OSError as error:
             self._folder.disk.close(file)
-            return f"cannot be read: {error.strerror}"
+            error.filename = str(self._folder.segment_path(number))
+            raise
         header = SegmentHeader.unpack(block)
         wrong = self._wrong(header, number, size)
         if header is None or wrong:
@@ -125,7 +141,7 @@ class SegmentFiles:
         if header is None:
             return "its header is damaged"
         if header.store != self._folder.store_id:
-            return "it belongs to another store"
+            return FOREIGN
         if header.segment != number:
             return f"it is segment {header.segment} under another name"
         if header.slot_bytes < BLOCK_BYTES or header.slot_bytes % BLOCK_BYTES:

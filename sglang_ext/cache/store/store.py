@@ -37,7 +37,7 @@ class PageStore:
 
     Raises:
         StoreFolderError, StoreFormatError, StoreInUseError: see there.
-        StoreError: the disk fails while the store is opened.
+        StoreError: the disk fails while the store is opened, or a segment is another store's.
     """
 
     def __init__(self, folder: Path, options: StoreOptions, *, disk: Disk | None = None) -> None:
