@@ -26,7 +26,7 @@ from sglang_ext.cache.store.index import NO_ROW, Index
 from sglang_ext.cache.store.journal import JournalReader
 from sglang_ext.cache.store.segment_files import aligned_block
 from sglang_ext.cache.store.segments import Segment, Segments, place
-from sglang_ext.errors import StoreError
+from sglang_ext.errors import StoreError, StoreFolderError
 
 __all__ = ["Recovered", "Replay", "recover"]
 
@@ -188,6 +188,7 @@ def recover(
         on_segment: as for `Replay`.
 
     Raises:
+        StoreFolderError: a file is a link, somebody else's, or open to others.
         OSError: pages have to be looked for, and most slots cannot be read.
     """
     recovered, header = _from_checkpoint(folder, segments)
@@ -264,6 +265,8 @@ def _replay(
     for generation in journals:
         try:
             reader = JournalReader(folder, generation)
+        except StoreFolderError:
+            raise  # a link, or somebody else's: not to be removed as a damaged one is
         except (StoreError, OSError) as error:
             recovered.damage.append((folder.journal_path(generation).name, str(error)))
             return False
