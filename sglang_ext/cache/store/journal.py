@@ -248,11 +248,14 @@ class JournalReader:
         self._disk = folder.disk
         self._file = folder.open(folder.journal_path(generation), os.O_RDONLY)
         header = bytearray(JOURNAL_HEADER_BYTES)
-        read_fully(self._disk, self._file, memoryview(header), 0)
-        wrong = self._wrong(JournalHeader.unpack(bytes(header)), folder.store_id)
-        if wrong:
+        try:
+            read_fully(self._disk, self._file, memoryview(header), 0)
+            wrong = self._wrong(JournalHeader.unpack(bytes(header)), folder.store_id)
+            if wrong:
+                raise StoreError(f"{folder.journal_path(generation).name} {wrong}")
+        except BaseException:
             self.close()
-            raise StoreError(f"{folder.journal_path(generation).name} {wrong}")
+            raise
 
     def records(self, first: int) -> Iterator[tuple[int, Record | None]]:
         """Numbers and records from ``first`` to the end of the file; None: not whole."""

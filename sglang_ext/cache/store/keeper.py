@@ -4,6 +4,7 @@ The order of steps is what ``recovery`` relies on, whatever a crash leaves behin
 durable before the journals that it covers go; a segment is durable before a page lies in it.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -72,13 +73,18 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self.folder = StoreFolder(folder, disk, writer=True)
         self.folder.claim()
-        try:
-            self._open(options, hours, seen)
-        except BaseException:
-            self.folder.release()
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.folder.release)
+            self._open(options, hours, seen, undo)
+            undo.pop_all()
 
-    def _open(self, options: StoreOptions, hours: WriteHours, seen: SeenTwice | None) -> None:
+    def _open(
+        self,
+        options: StoreOptions,
+        hours: WriteHours,
+        seen: SeenTwice | None,
+        undo: contextlib.ExitStack,
+    ) -> None:
         if not self.folder.load():
             self.folder.create()
         self.folder.remove_partial()
@@ -88,6 +94,7 @@ class Keeper:
         good, bad = self.files.open_all()
         for segment, size in good:
             segments.insert(segment, size)
+        undo.callback(self.files.close_all, segments)
         for number, why in bad:
             if why == FOREIGN:
                 raise StoreError(
@@ -100,6 +107,7 @@ class Keeper:
         self.recovered = recover(self.folder, segments, hours, threads=options.io_threads)
         self._generation = self.recovered.checkpoint
         self.journal = Journal(self.folder, self.space.journal_bytes, self._want_checkpoint)
+        undo.callback(self.journal.close)
         self.catalog = Catalog(self.recovered.index, segments, hours, self.journal.add, seen)
         self._room = Room(self.catalog, self.files, self.space, self._health)
         self._room.fit()

@@ -1,5 +1,6 @@
 """The page store: what a caller sees, and the thread that makes things durable."""
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -70,28 +71,37 @@ class PageStore:
         self._writing = Health("writing")
         self._keeper: Keeper | None = None
         self._follower: Follower | None = None
+        self._writer: Writer | None = None
         try:
-            if writer:
-                seen = SeenTwice() if options.admission == "second" else None
-                self._keeper = Keeper(folder, options, disk, self._hours, seen, self._writing)
-                self._catalog = self._keeper.catalog
-            else:
-                self._follower = Follower(folder, options, disk)
-                self._catalog = self._follower.catalog
+            with contextlib.ExitStack() as undo:
+                self._open(folder, undo, writer=writer)
+                undo.pop_all()
         except OSError as error:
             raise StoreError(
                 f"the page store {folder} cannot be opened: {error}; see to the disk, or give the "
                 "server another folder"
             ) from error
+        self.open_s = time.monotonic() - begin
+
+    def _open(self, folder: Path, undo: contextlib.ExitStack, *, writer: bool) -> None:
+        options, disk = self._options, self._disk
+        if writer:
+            seen = SeenTwice() if options.admission == "second" else None
+            self._keeper = Keeper(folder, options, disk, self._hours, seen, self._writing)
+            undo.callback(self._keeper.release)
+            self._catalog = self._keeper.catalog
+        else:
+            self._follower = Follower(folder, options, disk)
+            undo.callback(self._follower.close)
+            self._catalog = self._follower.catalog
         self._staging = Staging(options.staging_bytes)
         self._engine = Engine(options.io_threads)
+        undo.callback(self._engine.close, time.monotonic() + options.stall_s)
         parts = self._engine, disk, self._staging, options
         self._reader = Reader(self._catalog, *parts)
-        self._writer: Writer | None = None
         if self._keeper is not None:
             self._writer = Writer(self._keeper, *parts, self._writing)
             self._keeper.start(self._reader.ahead.expire)
-        self.open_s = time.monotonic() - begin
 
     def __enter__(self) -> "PageStore":
         return self

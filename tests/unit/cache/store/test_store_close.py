@@ -1,5 +1,6 @@
 """Closing, above all with a disk that hangs: nothing is closed under somebody who is in it."""
 
+import errno
 import os
 import time
 
@@ -8,7 +9,8 @@ from support.store_disks import FaultyDisk
 from support.store_pages import chain, options, read, write
 
 from sglang_ext.cache.store import PageStore
-from sglang_ext.errors import StoreInUseError
+from sglang_ext.cache.store import store as store_module
+from sglang_ext.errors import StoreError, StoreInUseError
 
 KEYS = chain("a", 20)
 STALL_S = 0.3
@@ -98,6 +100,32 @@ def test_no_descriptor_of_another_store_is_closed(tmp_path, disk):
         assert [os.fstat(file).st_ino for file in files] == before
         other.flush()
         assert all(read(other, KEYS))
+
+
+@pytest.mark.parametrize("part", ["Staging", "Engine", "Reader", "Writer"])
+@pytest.mark.parametrize("error", [OSError(22, "Invalid argument"), MemoryError()])
+def test_what_cannot_be_opened_holds_nothing(tmp_path, monkeypatch, part, error):
+    def refuse(*_arguments):
+        raise error
+
+    PageStore(tmp_path / "s", options()).close()
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(store_module, part, refuse)
+    with pytest.raises(StoreError if isinstance(error, OSError) else MemoryError):
+        PageStore(tmp_path / "s", options())
+    assert set(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
+    PageStore(tmp_path / "s", options()).close()
+
+
+def test_a_lock_whose_owner_cannot_be_noted_is_given_back(tmp_path, disk):
+    PageStore(tmp_path / "s", options()).close()
+    disk.fault = lambda what, path, offset: (
+        errno.ENOSPC if (what, path.name) == ("write", "lock") else 0
+    )
+    with pytest.raises(StoreError):
+        PageStore(tmp_path / "s", options(), disk=disk)
+    assert not in_use(tmp_path / "s")
 
 
 def test_closing_twice_is_closing_once(tmp_path):

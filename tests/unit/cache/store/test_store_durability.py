@@ -1,6 +1,8 @@
 """What ``flush`` promises, with a disk that fails, and what that may cost in space."""
 
+import contextlib
 import errno
+import os
 
 import pytest
 from support.store_crash import crash
@@ -90,3 +92,28 @@ def test_failing_syncs_make_no_third_journal(tmp_path, disk):
     disk.fault = lambda *what: 0
     store.flush()
     store.close()
+
+
+def test_no_descriptor_is_left_when_opening_fails(tmp_path, disk):
+    with PageStore(tmp_path / "s", options()) as store:
+        assert all(write(store, KEYS))
+    before = set(os.listdir("/proc/self/fd"))
+    for operation in ("open", "read", "write", "allocate", "sync", "rename", "sync_folder"):
+        for last in range(1, 40):
+            left = [last]
+
+            def fault(what, path, offset, operation=operation, left=left):
+                left[0] -= what == operation
+                return errno.EIO if what == operation and not left[0] else 0
+
+            disk.fault = fault
+            with contextlib.suppress(StoreError):
+                PageStore(tmp_path / "s", options(), disk=disk).close()
+            assert set(os.listdir("/proc/self/fd")) == before, (operation, last)
+            if left[0] > 0:
+                break
+        else:
+            pytest.fail(f"{operation} never came to an end")
+    disk.fault = lambda *what: 0
+    with PageStore(tmp_path / "s", options()) as store:
+        assert all(read(store, KEYS)), "no fault of the disk costs a page"

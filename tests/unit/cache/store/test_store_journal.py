@@ -1,6 +1,7 @@
 """The journal: records in order, files of a fixed size, at most two of them."""
 
 import errno
+import os
 
 import pytest
 from support.store_disks import FaultyDisk
@@ -144,6 +145,14 @@ def test_records_are_not_replayed_without_those_that_were_not_taken(folder, jour
     journal.forget_before(2, losses)
     journal.write()
     assert written(folder, 2) == [drop(5)]
+
+
+def test_a_reader_that_cannot_read_leaves_nothing_open(folder, journal, disk):
+    before = set(os.listdir("/proc/self/fd"))
+    disk.fault = lambda operation, path, offset: errno.EIO if operation == "read" else 0
+    with pytest.raises(OSError, match="Input/output"):
+        JournalReader(folder, 1)
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_memory_is_bounded_while_the_disk_takes_nothing(journal, monkeypatch, full):
