@@ -1,8 +1,10 @@
 """The page store: what a caller sees, and the thread that makes things durable."""
 
 import contextlib
+import os
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +37,9 @@ class PageStore:
         folder: the store's folder; made where it is missing.
         options: bounds and behaviour.
         disk: who does the file operations; the operating system by default.
+
+    A process that Python forks has no part in it: there the store is closed, and the lock stays
+    with the parent.
 
     Raises:
         StoreFolderError, StoreFormatError, StoreInUseError: see there.
@@ -82,6 +87,7 @@ class PageStore:
                 "server another folder"
             ) from error
         self.open_s = time.monotonic() - begin
+        _open_stores.add(self)
 
     def _open(self, folder: Path, undo: contextlib.ExitStack, *, writer: bool) -> None:
         options, disk = self._options, self._disk
@@ -307,6 +313,17 @@ class PageStore:
         if self._follower is not None and idle:
             self._follower.close()
 
+    def _leave(self) -> None:
+        """In a process that was forked: its threads do not exist, and its files are the parent's.
+
+        No lock is taken: a thread of the parent may have held it.
+        """
+        was_open, self._closed = not self._closed, True
+        if self._keeper is not None:
+            if was_open:
+                self._keeper.files.close_all(self._keeper.catalog.segments)
+            self._keeper.folder.release()
+
     def _catch_up(self) -> None:
         if self._follower is not None:
             self._follower.catch_up()
@@ -315,6 +332,17 @@ class PageStore:
         if self._keeper is not None:
             return self._keeper.files.direct
         return self._follower is not None and self._follower.direct
+
+
+_open_stores: "weakref.WeakSet[PageStore]" = weakref.WeakSet()
+
+
+def _leave_all() -> None:
+    for store in list(_open_stores):
+        store._leave()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 def _check_namespace(namespace: bytes) -> None:

@@ -102,6 +102,31 @@ def test_no_descriptor_of_another_store_is_closed(tmp_path, disk):
         assert all(read(other, KEYS))
 
 
+def test_a_forked_child_has_no_part_in_the_store(tmp_path):
+    store = PageStore(tmp_path / "s", options())
+    write(store, KEYS)
+    child_is_done, ends = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        closed = store.prefix(KEYS) == 0 and not any(write(store, chain("b", 2)))
+        store.close()
+        os.write(child_is_done[1], b"yes" if closed else b"no")
+        os.read(ends[0], 1)
+        os._exit(0)
+    try:
+        assert os.read(child_is_done[0], 3) == b"yes"
+        assert in_use(tmp_path / "s"), "the lock is the parent's"
+        assert all(read(store, KEYS))
+        store.close()
+        assert not in_use(tmp_path / "s"), "and not the child's"
+    finally:
+        os.write(ends[1], b"x")
+        os.waitpid(child, 0)
+    with PageStore(tmp_path / "s", options()) as store:
+        assert store.prefix(chain("b", 1)) == 0
+        assert all(read(store, KEYS))
+
+
 @pytest.mark.parametrize("part", ["Staging", "Engine", "Reader", "Writer"])
 @pytest.mark.parametrize("error", [OSError(22, "Invalid argument"), MemoryError()])
 def test_what_cannot_be_opened_holds_nothing(tmp_path, monkeypatch, part, error):
