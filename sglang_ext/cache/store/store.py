@@ -232,17 +232,34 @@ class PageStore:
     def clear(self) -> None:
         """Drop all pages and give their room back; nothing but the store's own files goes.
 
+        Blocks for ``options.stall_s`` at most.
+
         Raises:
-            StoreError: the disk failed; what could not be removed is empty all the same.
+            StoreError: the disk failed; what could not be removed is empty all the same. Or it
+                hangs; the store is cleared when it comes back.
         """
-        if self._keeper is None or self._closed:
+        keeper = self._keeper
+        if keeper is None or self._closed:
             return
+        deadline = time.monotonic() + self._options.stall_s
         self._reader.ahead.forget()
-        try:
-            with self._keeper.turn:
-                self._keeper.clear()
-        except OSError as error:
-            raise StoreError(f"segments could not be removed: {error}") from error
+        failures: list[OSError] = []
+
+        def clear() -> None:
+            try:
+                keeper.clear()
+            except OSError as error:
+                failures.append(error)
+            finally:
+                keeper.turn.release()  # not before: a page that is written now would go as well
+
+        if not keeper.turn.acquire(timeout=self._options.stall_s):
+            raise StoreError("the page store was not cleared: the disk hangs")
+        if not self._engine.call(clear, "write", deadline):
+            self._writing.failed(None)
+            raise StoreError("the page store is not cleared yet: the disk hangs")
+        if failures:
+            raise StoreError(f"segments could not be removed: {failures[0]}") from failures[0]
 
     def stats(self) -> StoreStats:
         """Counters and gauges."""

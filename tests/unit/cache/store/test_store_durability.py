@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 
 import pytest
 from support.store_crash import crash
@@ -53,6 +54,50 @@ def test_flush_fails_until_a_checkpoint_has_what_a_sync_has_lost(tmp_path, disk)
     crash(store)
     with PageStore(tmp_path / "s", options()) as store:
         assert all(read(store, KEYS))
+
+
+def test_clearing_takes_what_can_be_removed_and_tells_of_the_rest(tmp_path, disk):
+    with PageStore(tmp_path / "s", options(), disk=disk) as store:
+        assert all(write(store, chain("many", 40)))
+        disk.fault = lambda operation, path, offset: (
+            errno.EIO if (operation, path.name) == ("remove", "000001.seg") else 0
+        )
+        with pytest.raises(StoreError, match="could not be removed"):
+            store.clear()
+        assert store.prefix(chain("many", 1)) == 0
+        assert [path.name for path in tmp_path.glob("s/segments/*")] == ["000001.seg"]
+        disk.fault = lambda *what: 0
+        assert all(write(store, KEYS))
+        assert all(read(store, KEYS))
+        store.check_integrity()
+
+
+@pytest.mark.parametrize("operation", ["write", "remove", "sync_folder"])
+def test_clearing_a_disk_that_hangs_returns_and_is_done_later(tmp_path, disk, operation):
+    store = PageStore(tmp_path / "s", options(stall_s=0.3), disk=disk)
+    assert all(write(store, KEYS))
+    disk.hang(lambda what, path: what == operation)
+    try:
+        begin = time.monotonic()
+        with pytest.raises(StoreError, match="hangs"):
+            store.clear()
+        with pytest.raises(StoreError, match="hangs"):
+            store.clear()
+        assert not any(write(store, chain("b", 3))), "it would be cleared as well"
+        assert time.monotonic() - begin < 5
+    finally:
+        disk.resume()
+    end = time.monotonic() + 10
+    while not (done := all(write(store, chain("c", 3)))) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert done
+    assert store.prefix(KEYS) == 0
+    assert all(read(store, chain("c", 3)))
+    store.check_integrity()
+    store.close()
+    with PageStore(tmp_path / "s", options()) as store:
+        assert store.prefix(KEYS) == 0
+        assert all(read(store, chain("c", 3)))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
