@@ -5,6 +5,7 @@ durable before the journals that it covers go; a segment is durable before a pag
 """
 
 import contextlib
+import errno
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from sglang_ext.errors import StoreError
 __all__ = ["Keeper"]
 
 logger = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Keeper:
@@ -111,8 +114,13 @@ class Keeper:
         self.catalog = Catalog(self.recovered.index, segments, hours, self.journal.add, seen)
         self._room = Room(self.catalog, self.files, self.space, self._health)
         self._room.fit()
-        self._tidy()
-        self.journal.begin(self.recovered.journal)
+        try:
+            self._begin()
+        except OSError as error:
+            # Others have taken the room of checkpoint and journal; what is ours is in segments.
+            if error.errno not in _FULL or not self._room.give_one(str(error)):
+                raise
+            self._begin()
         for name, what in self.recovered.damage:
             logger.warning("page store: %s: %s", name, what)
         logger.info(
@@ -122,6 +130,10 @@ class Keeper:
             self.recovered.how,
         )
 
+    def _begin(self) -> None:
+        self._tidy()
+        self.journal.begin(self.recovered.journal)
+
     def _tidy(self) -> None:
         """One checkpoint and no journal, whatever the last process left: room for two of each."""
         for generation in self.folder.checkpoints():
@@ -130,6 +142,7 @@ class Keeper:
         if self.recovered.how not in ("new", "clean"):
             # Clean: no journal follows before one is made, and losing that one is no damage.
             self._checkpoint((self.recovered.journal, 0), clean=True)
+            self.recovered.used = self._generation
         self._remove_old(self.recovered.journal)
 
     def start(self, tick: Callable[[], None]) -> None:

@@ -347,6 +347,32 @@ def test_a_scan_does_without_a_bad_spot_and_not_without_most_of_the_disk(closed)
         assert all(write(store, KEYS))
 
 
+@pytest.mark.parametrize("what", ["index-", "journal-"])
+def test_a_full_disk_after_a_kill_costs_one_segment(tmp_path, what):
+    folder = tmp_path / "store"
+    store = PageStore(folder, options())
+    chains = chain("first", 20), chain("second", 20), chain("third", 20)
+    assert all(all(write(store, keys)) for keys in chains)
+    crash(store)
+    segments = len(list(folder.glob("segments/*")))
+    assert segments == 3
+    disk = FaultyDisk()
+
+    def full(operation, path, offset):
+        is_full = len(list(folder.glob("segments/*"))) == segments
+        return errno.ENOSPC if is_full and operation == "allocate" and what in path.name else 0
+
+    disk.fault = full
+    with PageStore(folder, options(), disk=disk) as store:
+        store.check_integrity()
+        disk.fault = lambda *what: 0
+        assert [store.prefix(keys) for keys in chains] == [0, 20, 20]
+        assert all(read(store, chains[2]))
+        assert all(write(store, chains[0]))
+    with reopened(folder, "clean") as store:
+        assert all(all(read(store, keys)) for keys in chains)
+
+
 def test_pages_swapped_within_a_segment_are_misses(closed):
     path = closed / "segments/000001.seg"
     data = bytearray(path.read_bytes())
