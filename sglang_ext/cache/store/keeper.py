@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sglang_ext.cache.quiet import LogGate
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
 from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.checkpoint import write_checkpoint
@@ -75,6 +76,7 @@ class Keeper:
         self._slot_bytes = 0
         self._thread: threading.Thread | None = None
         self.folder = StoreFolder(folder, disk, writer=True)
+        self._gate = LogGate()
         self.folder.claim()
         with contextlib.ExitStack() as undo:
             undo.callback(self.folder.release)
@@ -278,8 +280,13 @@ class Keeper:
                 self._room.recycle(self._slot_bytes)
             except OSError as error:
                 self._health.failed(error)
-            except Exception:
-                logger.exception("page store: syncing failed in an unforeseen way")
+            except Exception as error:
+                others = self._gate.admits(type(error).__name__)
+                if others is not None:
+                    logger.exception(
+                        "page store: syncing failed in an unforeseen way (%d more not logged)",
+                        others,
+                    )
         if self._drain is not None:
             self._goodbye(self._drain)
 
