@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import time
 
@@ -24,6 +25,14 @@ def is_checkpoint(path):
 @pytest.fixture
 def disk():
     return FaultyDisk()
+
+
+def until(condition):
+    """Tried again while the store pauses after a fault."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.01)
 
 
 def no_checkpoint(operation, path, offset):
@@ -87,10 +96,7 @@ def test_clearing_a_disk_that_hangs_returns_and_is_done_later(tmp_path, disk, op
         assert time.monotonic() - begin < 5
     finally:
         disk.resume()
-    end = time.monotonic() + 10
-    while not (done := all(write(store, chain("c", 3)))) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert done
+    until(lambda: all(write(store, chain("c", 3))))
     assert store.prefix(KEYS) == 0
     assert all(read(store, chain("c", 3)))
     store.check_integrity()
@@ -111,8 +117,7 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_is_tried_again(tmp_path, dis
     assert not list((tmp_path / "s").glob("*.partial"))
     store.check_integrity()
     disk.fault = lambda *what: 0
-    store._writing.succeeded()  # no pause
-    assert all(write(store, chain("after", 12), 3000))
+    until(lambda: all(write(store, chain("after", 12), 3000)))
     store.flush()
     store.check_integrity()
     store.close()
@@ -124,10 +129,13 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_is_tried_again(tmp_path, dis
 def test_failing_syncs_make_no_third_journal(tmp_path, disk):
     store = PageStore(tmp_path / "s", options(MIB), disk=disk)
     disk.fault = no_checkpoint
-    number = 0
-    while len(list((tmp_path / "s").glob("journal-*.log"))) < 2:
-        write(store, chain(number, 12), 3000)
-        number += 1
+    numbers = itertools.count()
+
+    def has_two():
+        write(store, chain(next(numbers), 12), 3000)
+        return len(list((tmp_path / "s").glob("journal-*.log"))) == 2
+
+    until(has_two)
     disk.fault = lambda *what: no_journal_sync(*what) or no_checkpoint(*what)
     for _ in range(5):
         with pytest.raises(StoreError):
