@@ -43,7 +43,7 @@ class Health:
         """Whether the last thing heard of the disk was good."""
         return self._pause_s == 0
 
-    def counted(self, error: OSError) -> None:
+    def count(self, error: OSError) -> None:
         """A fault after which the disk is asked on: it is counted, no more."""
         with self._guard:
             self.errors[errno.errorcode.get(error.errno or 0, "UNKNOWN")] += 1

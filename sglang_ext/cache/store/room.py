@@ -119,7 +119,7 @@ class Room:
             if not self._make(slot_bytes):
                 self._stop_growing()
         except OSError as error:
-            self._health.counted(error)
+            self._health.count(error)
             logger.warning("page store: no new segment: %s; older pages go instead", error)
             self._stop_growing()
 
