@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 # How long growing is left alone after the disk had no room for a segment.
 _GROW_AGAIN_SYNCS = 30
+# How long a worker waits for somebody who removes a segment. Default 1 s: removing 2 GB takes less,
+# and with a disk that hangs more workers come to wait the longer each of them does.
+_PATIENCE_S = 1.0
 
 
 class Room:
@@ -39,9 +42,9 @@ class Room:
         """Make a segment, in room that there is or in that of another slot size's segment.
 
         Where neither is to be had, the catalog will evict instead. Called by a worker; where
-        somebody else is at it, perhaps with a disk that hangs, nothing is done.
+        somebody else is at it for long, perhaps with a disk that hangs, nothing is done.
         """
-        if not self._one.acquire(blocking=False):
+        if not self._one.acquire(timeout=_PATIENCE_S):
             return
         try:
             self._grow(slot_bytes)

@@ -49,6 +49,16 @@ def test_a_segment_that_goes_late_does_not_take_a_new_one_with_it(tmp_path, disk
         store.check_integrity()
 
 
+def test_making_a_segment_waits_for_one_that_goes(tmp_path):
+    with PageStore(tmp_path / "s", options()) as store:
+        room = store._keeper._room
+        assert room._one.acquire(blocking=False)
+        end = threading.Timer(0.2, room._one.release)  # as somebody who removes a segment
+        end.start()
+        assert all(write(store, KEYS))
+        end.join()
+
+
 def test_what_fails_each_second_is_logged_once(tmp_path, monkeypatch, caplog):
     with PageStore(tmp_path / "s", options(sync_interval_s=0.01)) as store:
         tried = []
