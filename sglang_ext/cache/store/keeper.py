@@ -72,7 +72,6 @@ class Keeper:
         self._wanted = False
         self._ended = False
         self._grow_in = 0
-        self._slot_bytes = 0
         self._thread: threading.Thread | None = None
         self.folder = StoreFolder(folder, disk, writer=True)
         self.folder.claim()
@@ -145,10 +144,10 @@ class Keeper:
         with self.catalog.lock:
             can_grow = self.catalog.can_grow(slot_bytes)
         if not can_grow:
-            segment = self.catalog.stale_segment(slot_bytes, must=True)
-            if segment is None:
+            stalest = self.catalog.stalest_segments(slot_bytes)
+            if not stalest:
                 return
-            self._retire(segment)
+            self._retire(stalest[0])
         try:
             if not self._make(slot_bytes):
                 self._stop_growing()
@@ -167,7 +166,6 @@ class Keeper:
         done, gone = self.catalog.commit(plan, written)
         for segment in gone:
             self.files.close(segment)
-        self._slot_bytes = plan.accepted[0].segment.slot_bytes
         try:
             self._write_journal()
         except OSError as error:
@@ -329,26 +327,24 @@ class Keeper:
 
     def _retire(self, segment: Segment) -> None:
         unused = self.catalog.retire(segment)
+        if unused is None:
+            return
         self.files.remove(segment.number)
         if unused:
             self.files.close(segment)
 
     def _recycle(self) -> None:
         """Take a segment from another slot size whose pages are all older than what would go."""
-        segment = self.catalog.stale_segment(self._slot_bytes, must=False)
+        segment = self.catalog.idle_segment()
         if segment is not None:
             self._retire(segment)
 
     def _fit(self) -> None:
         """Give segments back until the store fits a capacity that became smaller."""
-        while True:
-            with self.catalog.lock:
-                segments = self.catalog.segments
-                needed = segments.charged_bytes + self.space.reserved_bytes(segments.slots)
-            if needed <= self.space.capacity_bytes or not segments.by_number:
-                return
-            segment = self.catalog.stale_segment(NO_ROW, must=True)
-            if segment is None:
+        segments = self.catalog.segments
+        for segment in self.catalog.stalest_segments(NO_ROW):
+            needed = segments.charged_bytes + self.space.reserved_bytes(segments.slots)
+            if needed <= self.space.capacity_bytes:
                 return
             logger.info("page store: segment %d goes: the capacity is smaller", segment.number)
             self._retire(segment)
