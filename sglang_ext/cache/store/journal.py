@@ -42,14 +42,16 @@ class Journal:
 
     Args:
         folder: where.
-        size_bytes: length of a journal file.
+        size_bytes: gives the length of the next journal file.
         on_full: called when a checkpoint is needed.
     """
 
-    def __init__(self, folder: StoreFolder, size_bytes: int, on_full: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: StoreFolder, size_bytes: Callable[[], int], on_full: Callable[[], None]
+    ) -> None:
         self._folder = folder
         self._size_bytes = size_bytes
-        self._most_records = (size_bytes - JOURNAL_HEADER_BYTES) // RECORD_BYTES
+        self._most_records = 0
         self._on_full = on_full
         self._guard = threading.Lock()
         self._pending: list[Record] = []
@@ -183,13 +185,14 @@ class Journal:
 
     def _begin(self, generation: int) -> None:
         disk, path = self._folder.disk, self._folder.journal_path(generation)
+        size_bytes = self._size_bytes()
         # Under another name until it is whole: a journal without a good header is a damaged one.
         partial = self._folder.partial(path)
         self._folder.remove(partial)
         file = self._folder.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            disk.allocate(file, self._size_bytes)
-            header = JournalHeader(self._folder.store_id, generation, self._size_bytes).pack()
+            disk.allocate(file, size_bytes)
+            header = JournalHeader(self._folder.store_id, generation, size_bytes).pack()
             write_fully(disk, file, memoryview(header), 0)
             disk.sync(file)
             disk.rename(partial, path)
@@ -203,6 +206,7 @@ class Journal:
             self._unsynced.append(self._file)  # the next sync closes it
         self._file = file
         self.generation, self.records = generation, 0
+        self._most_records = (size_bytes - JOURNAL_HEADER_BYTES) // RECORD_BYTES
 
 
 class JournalReader:

@@ -96,7 +96,7 @@ class Keeper:
             self.files.remove(number)
         self.recovered = recover(self.folder, segments, hours, threads=options.io_threads)
         self._generation = self.recovered.checkpoint
-        self.journal = Journal(self.folder, self.space.journal_bytes, self._want_checkpoint)
+        self.journal = Journal(self.folder, self._journal_bytes, self._want_checkpoint)
         self.catalog = Catalog(self.recovered.index, segments, hours, self.journal.add, seen)
         self._fit()
         self._tidy()
@@ -305,6 +305,10 @@ class Keeper:
         for generation in self.folder.journals():
             if generation < journal:
                 self.folder.remove(self.folder.journal_path(generation))
+
+    def _journal_bytes(self) -> int:
+        with self.catalog.lock:
+            return self.space.allot_journal(self.catalog.segments.slots)
 
     def _want_checkpoint(self) -> None:
         self._wanted = True

@@ -34,7 +34,7 @@ def full():
 
 @pytest.fixture
 def journal(folder, full):
-    journal = Journal(folder, SIZE, lambda: full.append(1))
+    journal = Journal(folder, lambda: SIZE, lambda: full.append(1))
     journal.begin(1)
     yield journal
     journal.close()
