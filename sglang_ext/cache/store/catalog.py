@@ -9,12 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from operator import itemgetter
 
 import numpy as np
 
-from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+from sglang_ext.cache.store.admission import SeenTwice, TouchBudget, WriteHours
+from sglang_ext.cache.store.ancestry import newest_below
 from sglang_ext.cache.store.checkpoint import Columns
-from sglang_ext.cache.store.format import NO_KEY, Record, RecordKind
+from sglang_ext.cache.store.format import NO_KEY, RECORD_BYTES, Record, RecordKind
 from sglang_ext.cache.store.index import NO_ROW, Index
 from sglang_ext.cache.store.plan import Found, Offer, Plan, Planned
 from sglang_ext.cache.store.segments import Segment, Segments, locate
@@ -22,14 +24,16 @@ from sglang_ext.errors import StoreError
 
 __all__ = ["Catalog"]
 
-# Touches that are written to the journal with each sync; the rest waits for the checkpoint.
+# Touches that wait to be written to the journal; the rest waits for the checkpoint.
 _MOST_TOUCHED = 1024
 # Pages that are evicted ahead of need: one in 256, 256 at most. Measured (slots_or_log.py): reading
 # a chain takes 14.2 operations for 100 pages without, 12.0 with 128, at the same hits.
 _SPARE_SHARE = 256
 _MOST_SPARE = 256
-# Evictions between two looks at whether another slot size is better off without its segments.
-_BETWEEN_LOOKS = 4096
+# Evictions before it is looked whether another slot size is better off without one of its segments.
+# Each look in vain doubles them, up to a quarter of all slots: it costs 0.1 us a page of the store.
+_FIRST_LOOK = 64
+_LAST_LOOK = 4096
 
 
 class Catalog:
@@ -64,7 +68,9 @@ class Catalog:
         self._seen = seen
         self._clock_us = max(index.time_us, default=0)
         self._touched: set[int] = set()
-        self._since_look = 0
+        self._touches = TouchBudget()
+        self._evicted_for: Counter[int] = Counter()
+        self._look_after = _FIRST_LOOK
         self._recorded_hour = (0, 0)
 
     def now_us(self) -> int:
@@ -198,13 +204,16 @@ class Catalog:
                 Record(RecordKind.SEGMENT, segment=segment.number, size=segment.slot_bytes)
             )
 
-    def retire(self, segment: Segment) -> bool:
+    def retire(self, segment: Segment) -> bool | None:
         """Forget a segment with its pages and their descendants; its file is the caller's.
 
         Returns:
-            Whether nobody uses it, so that it can be closed; otherwise the last user will.
+            Whether nobody uses it, so that it can be closed; otherwise the last user will. None:
+            somebody else has retired it since it was chosen, and its number may be another's.
         """
         with self.lock:
+            if self.segments.by_number.get(segment.number) is not segment:
+                return None
             for slot in range(segment.slots):
                 row = segment.rows[slot]
                 if row != NO_ROW:
@@ -228,23 +237,28 @@ class Catalog:
             self._record(Record(RecordKind.CLEAR))
             return [(segment, not segment.users) for segment in segments]
 
-    def stale_segment(self, slot_bytes: int, *, must: bool) -> Segment | None:
-        """The segment with slots of another size that was used least recently.
+    def stalest_segments(self, slot_bytes: int) -> list[Segment]:
+        """Segments with slots of other sizes, the least recently used first."""
+        return [segment for segment, _ in self._by_age(slot_bytes)]
 
-        Args:
-            slot_bytes: the size that slots are needed of.
-            must: give one in any case; otherwise only one whose every page was last used before
-                the next page of ``slot_bytes`` that would be evicted.
+    def idle_segment(self) -> Segment | None:
+        """A segment that is worth more to another slot size, looked for now and then.
+
+        That is one whose every page, with all that descends from it, was last used before the next
+        page that would be evicted for the size that most pages were evicted for since.
         """
         with self.lock:
-            if not must and self._since_look < _BETWEEN_LOOKS:
+            if self._evicted_for.total() < self._look_after:
                 return None
-            self._since_look = 0
-            segment, newest_us = self._stalest(slot_bytes)
+            [(slot_bytes, _)] = self._evicted_for.most_common(1)
+            self._evicted_for.clear()
             next_us = self.index.next_to_go(self.segments.kind_of(slot_bytes))
-            if must or (next_us is not None and newest_us < next_us):
+        for segment, newest_us in self._by_age(slot_bytes)[:1]:
+            if next_us is not None and newest_us < next_us:
+                self._look_after = _FIRST_LOOK
                 return segment
-            return None
+        self._look_after = min(2 * self._look_after, max(_LAST_LOOK, self.segments.slots // 4))
+        return None
 
     def take_dirty(self) -> list[Segment]:
         """Segments to be synced, each counted as used; they are clean from now on."""
@@ -265,8 +279,10 @@ class Catalog:
     def record_touches(self) -> None:
         """Write recent touches and the write budget to the journal, so that a crash keeps them."""
         with self.lock:
-            touched, self._touched = self._touched, set()
-            for row in touched:
+            space = self.segments.space
+            records = space.journal_bytes(self.segments.slots) // RECORD_BYTES
+            for _ in range(self._touches.take(len(self._touched), records)):
+                row = self._touched.pop()
                 if self.index.location[row] >= 0:
                     time_us = self.index.time_us[row]
                     key = self.index.key_of(row)
@@ -393,7 +409,7 @@ class Catalog:
         spare = min(_MOST_SPARE, self.segments.slots // _SPARE_SHARE)
         gone = self.index.evict(kind, count + spare)
         self.evicted += len(gone)
-        self._since_look += len(gone)
+        self._evicted_for[slot_bytes] += len(gone)
         for key, location in gone:
             self.segments.give(location)
             self._record(Record(RecordKind.DROP, key))
@@ -442,16 +458,22 @@ class Catalog:
             self.segments.give(location)
         return len(gone)
 
-    def _stalest(self, slot_bytes: int) -> tuple[Segment | None, int]:
-        """The segment of another size whose newest page is oldest, and that page's time."""
-        stalest: Segment | None = None
-        oldest_us = 0
-        times = np.frombuffer(self.index.time_us, np.int64)
-        for segment in self.segments:
-            if segment.slot_bytes == slot_bytes or segment.users:
-                continue
-            rows = np.frombuffer(segment.rows, np.int32)
-            newest_us = int(times[rows[rows >= 0]].max(initial=0))
-            if stalest is None or newest_us < oldest_us:
-                stalest, oldest_us = segment, newest_us
-        return stalest, oldest_us
+    def _by_age(self, slot_bytes: int) -> list[tuple[Segment, int]]:
+        """Segments of other sizes, oldest first, with the time of the newest page of each.
+
+        A page is as new as whatever descends from it: all of that would go with the page. The lock
+        is not held while this is worked out, so any of them may be gone by the time it is returned.
+        """
+        with self.lock:
+            held = [
+                (segment, np.array(segment.rows))
+                for segment in self.segments
+                if segment.slot_bytes != slot_bytes and not segment.users
+            ]
+            if not held:
+                return []
+            times = np.frombuffer(self.index.time_us, np.int64).copy()
+            parent = np.frombuffer(self.index.parent, np.int32).copy()
+        times = newest_below(parent, times)
+        ages = [(segment, int(times[rows[rows >= 0]].max(initial=0))) for segment, rows in held]
+        return sorted(ages, key=itemgetter(1))

@@ -45,6 +45,11 @@ class Health:
         """Whether the last thing heard of the disk was good."""
         return self._pause_s == 0
 
+    def count(self, error: OSError) -> None:
+        """A fault after which the disk is asked on: it is counted, no more."""
+        with self._guard:
+            self.errors[errno.errorcode.get(error.errno or 0, "UNKNOWN")] += 1
+
     def counted(self) -> Counter[str]:
         """A copy of ``errors``: faults by the name of the errno, and ``STALL``."""
         with self._guard:

@@ -1,7 +1,7 @@
 """What a store is opened with, and what it tells about itself."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from sglang_ext.errors import ConfigError
@@ -133,7 +133,6 @@ class StoreStats:
     healthy: bool
     recovery: str
     open_s: float
-    extra: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """The same as plain values for ``json.dumps``."""

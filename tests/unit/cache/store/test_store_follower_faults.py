@@ -176,7 +176,7 @@ def test_a_disk_that_cannot_be_written_is_nothing_to_a_view(view, writer, disk, 
 
 
 def test_a_disk_that_hangs_costs_misses(view, disk):
-    disk.hang()
+    disk.hang(lambda operation, path: path.suffix == ".seg")
     assert not any(returns(lambda: read(view, KEYS[:5])))
     assert returns(lambda: view.prefix(KEYS)) == 5
     disk.resume()

@@ -287,6 +287,20 @@ def test_what_was_used_stays(tmp_path, use):
         assert store.prefix(chain("unused", 10)) == 0
 
 
+def test_reading_alone_asks_for_no_checkpoint_after_another(tmp_path):
+    with PageStore(tmp_path / "s", options(MIB)) as store:
+        keys = [chain(number, 1)[0] for number in range(60)]
+        for key in keys:
+            assert write(store, [key]) == [True]
+        store._keeper._checkpoint_now()
+        before = store.stats().checkpoints
+        for _ in range(20):
+            assert all(read(store, keys))
+            store.flush()
+            store._keeper._checkpoint_now()
+        assert store.stats().checkpoints <= before + 1
+
+
 def test_a_batch_larger_than_the_store_keeps_its_beginning(tmp_path):
     with PageStore(tmp_path / "s", options(MIB)) as store:
         keys = chain("large", 300)
@@ -530,17 +544,6 @@ def test_a_write_that_hangs_never_stores_what_the_caller_changed_since(faulty, d
     for key in many:
         read(faulty, [key], 500_000)  # a hit with other bytes would fail
     faulty.check_integrity()
-
-
-def test_closing_with_a_disk_that_hangs_returns(tmp_path, disk):
-    store = PageStore(tmp_path / "s", options(stall_s=0.3), disk=disk)
-    write(store, KEYS)
-    disk.hang()
-    read(store, KEYS)
-    begin = time.monotonic()
-    store.close()
-    assert time.monotonic() - begin < 5
-    disk.resume()
 
 
 def test_an_unforeseen_failure_of_verification_is_a_miss(store, monkeypatch):
