@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
-from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.checkpoint import write_checkpoint
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.folder import StoreFolder
@@ -20,6 +19,7 @@ from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.index import NO_ROW
 from sglang_ext.cache.store.journal import Journal, JournalFullError
 from sglang_ext.cache.store.options import StoreOptions
+from sglang_ext.cache.store.placing import PlacingCatalog
 from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
 from sglang_ext.cache.store.segment_files import SegmentFiles
@@ -97,7 +97,7 @@ class Keeper:
         self.recovered = recover(self.folder, segments, hours, threads=options.io_threads)
         self._generation = self.recovered.checkpoint
         self.journal = Journal(self.folder, self._journal_bytes, self._want_checkpoint)
-        self.catalog = Catalog(self.recovered.index, segments, hours, self.journal.add, seen)
+        self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
         self._fit()
         self._tidy()
         self.journal.begin(self.recovered.journal)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk, RealDisk
 from sglang_ext.cache.store.engine import Engine
 from sglang_ext.cache.store.follower import Follower
@@ -73,7 +74,7 @@ class PageStore:
             if writer:
                 seen = SeenTwice() if options.admission == "second" else None
                 self._keeper = Keeper(folder, options, disk, self._hours, seen, self._writing)
-                self._catalog = self._keeper.catalog
+                self._catalog: Catalog = self._keeper.catalog
             else:
                 self._follower = Follower(folder, options, disk)
                 self._catalog = self._follower.catalog
