@@ -283,17 +283,20 @@ class Catalog:
         return len(gone)
 
     def _by_age(self, slot_bytes: int) -> list[tuple[Segment, int]]:
-        """Segments of other sizes, oldest first, with the time of the newest page of each.
+        """Segments of other sizes that may go, oldest first, with the time of each's newest page.
 
         A page is as new as whatever descends from it: all of that would go with the page. The lock
         is not held while this is worked out, so any of them may be gone by the time it is returned.
         """
         with self.lock:
+            pinned = {self.index.location[row] >> 32 for row in self.index.pins}
             held = [
                 (segment, np.array(segment.rows))
                 for segment in self.segments
-                if segment.slot_bytes != slot_bytes and not segment.users
+                if segment.slot_bytes != slot_bytes and segment.number not in pinned
             ]
+            # Without those that are being written to. One that is being synced may well go.
+            held = [(s, rows) for s, rows in held if (rows >= 0).sum() == s.slots - s.free]
             if not held:
                 return []
             times = np.frombuffer(self.index.time_us, np.int64).copy()
