@@ -13,7 +13,6 @@ from pathlib import Path
 
 from sglang_ext.cache.quiet import LogGate
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
-from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.checkpoint import write_checkpoint
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.folder import StoreFolder
@@ -21,6 +20,7 @@ from sglang_ext.cache.store.format import Record, RecordKind
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.journal import Journal, JournalFullError
 from sglang_ext.cache.store.options import StoreOptions
+from sglang_ext.cache.store.placing import PlacingCatalog
 from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
 from sglang_ext.cache.store.room import Room
@@ -112,7 +112,7 @@ class Keeper:
         self._generation = self.recovered.checkpoint
         self.journal = Journal(self.folder, self._journal_bytes, self._want_checkpoint)
         undo.callback(self.journal.close)
-        self.catalog = Catalog(self.recovered.index, segments, hours, self.journal.add, seen)
+        self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
         self._room = Room(self.catalog, self.files, self.space, self._health)
         self._room.fit()
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk, RealDisk
 from sglang_ext.cache.store.engine import Engine
 from sglang_ext.cache.store.follower import Follower
@@ -96,7 +97,7 @@ class PageStore:
             seen = SeenTwice() if options.admission == "second" else None
             self._keeper = Keeper(folder, options, disk, self._hours, seen, self._writing)
             undo.callback(self._keeper.release)
-            self._catalog = self._keeper.catalog
+            self._catalog: Catalog = self._keeper.catalog
         else:
             self._follower = Follower(folder, options, disk)
             undo.callback(self._follower.close, idle=True)

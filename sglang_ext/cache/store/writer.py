@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
-from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.engine import Batch, Engine, Operation
 from sglang_ext.cache.store.health import Health
@@ -39,7 +38,7 @@ class Writer:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._keeper = keeper
-        self._catalog: Catalog = keeper.catalog
+        self._catalog = keeper.catalog
         self._engine = engine
         self._disk = disk
         self._staging = staging

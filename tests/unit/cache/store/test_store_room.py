@@ -56,6 +56,17 @@ def test_a_segment_is_as_new_as_what_descends_from_its_pages():
     assert catalog.stalest_segments(8192) == []
 
 
+def test_a_segment_that_is_being_synced_may_go_and_one_in_use_may_not():
+    catalog, _ = catalog_of(8192, 8192, 8192)
+    for number in (1, 2):
+        row = put(catalog, str(number), number, 0)
+        catalog.segments.by_number[number].dirty = True
+    assert len(catalog.take_dirty()) == 2
+    catalog.segments.claim(catalog.segments.by_number[3], 0)  # a page is being written
+    catalog.index.pin(row)  # a page of segment 2 is being read
+    assert [segment.number for segment in catalog.stalest_segments(NO_ROW)] == [1]
+
+
 def test_a_segment_that_somebody_else_retired_is_left_alone():
     catalog, records = catalog_of(8192)
     [segment] = catalog.stalest_segments(NO_ROW)
