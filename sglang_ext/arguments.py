@@ -23,6 +23,7 @@ from sglang_ext.errors import ConfigError, SglangExtError
 __all__ = [
     "CONFIG_ATTRIBUTE",
     "PAGE_ARGUMENTS",
+    "PAGE_FILES",
     "add_flags",
     "carry_config",
     "config_of",
@@ -166,10 +167,15 @@ def _ranks(parsed: argparse.Namespace) -> int:
 PAGE_ARGUMENTS = (
     # what is computed
     *("json_model_override_args", "model_impl", "load_format", "model_loader_extra_config"),
-    *("custom_weight_loader", "decrypted_config_file", "kt_weight_path", "uno_lora_path"),
-    *("context_length", "page_size", "hicache_mem_layout"),
+    *("model_config_parser", "custom_weight_loader", "forward_hooks", "is_embedding"),
+    *("context_length", "page_size", "hicache_mem_layout", "dllm_algorithm"),
+    *("mm_process_config", "enable_precise_embedding_interpolation"),
     # in which numbers
-    *("dtype", "kv_cache_dtype", "quantization", "quantization_param_path", "modelopt_quant"),
+    *("dtype", "kv_cache_dtype", "quantization", "modelopt_quant", "quantize_and_serve"),
+    *("kt_method", "flashinfer_mxfp4_moe_precision", "enable_w4a4_mxfp4_megamoe"),
+    *("deepep_dispatcher_output_dtype", "enable_quant_communications"),
+    *("prefill_kv_cache_dequant_dtype", "enable_deepseek_v4_fp4_indexer"),
+    *("enable_mamba_cache_stochastic_rounding",),
     *("rl_quant_profile", "mamba_ssm_dtype", "enable_int8_mamba_checkpoint", "qsa_indexer_dtype"),
     *("enable_tf32_matmul", "enable_deterministic_inference", "rl_on_policy_target", "device"),
     # by which kernels
@@ -180,6 +186,14 @@ PAGE_ARGUMENTS = (
     *("speculative_draft_model_quantization", "speculative_draft_kv_cache_dtype"),
     # how it is spread over processes
     *("tp_size", "pp_size", "attn_cp_size", "cp_strategy", "enable_dp_attention", "attn_dp_size"),
+)
+
+# Arguments that name files which do the same; their contents count, not their names. SGLang names
+# an adapter in the chain of page hashes by its path, which the next one to be trained may have too.
+PAGE_FILES = (
+    *("quantization_param_path", "decrypted_config_file", "decrypted_draft_config_file"),
+    *("modelopt_checkpoint_restore_path", "kt_weight_path", "dllm_algorithm_config"),
+    *("uno_lora_path", "lora_paths"),
 )
 
 
@@ -200,7 +214,22 @@ def _identity(parsed: argparse.Namespace) -> dict[str, Any]:
             for name, value in arguments.items()
             if value is not None
         },
+        "files": {
+            name: paths for name in PAGE_FILES if (paths := _paths(getattr(parsed, name, None)))
+        },
     }
+
+
+def _paths(value: Any) -> list[str]:
+    """The paths in an argument: one, or adapters as ``PATH``, ``NAME=PATH`` and dictionaries."""
+    if not value:
+        return []
+    if isinstance(value, str):
+        return [value]
+    return [
+        entry["lora_path"] if isinstance(entry, dict) else entry.partition("=")[2] or entry
+        for entry in value
+    ]
 
 
 def _check_model(parsed: argparse.Namespace) -> None:

@@ -20,6 +20,8 @@ EXCERPT = Path(__file__).parents[1] / "data" / "claude_code_excerpt.jsonl"
 L1, L2 = 4096, 8192
 TOKEN_BYTES = 4096  # of tiny-llama, in both tiers
 
+ANSWERS = []  # of the live server, in order
+
 pytestmark = pytest.mark.server
 
 
@@ -49,9 +51,11 @@ def live(tiny_llama, tmp_path_factory):
     server = start(tiny_llama, folder / "server.log", *flags)
     try:
         served, pages = [], 0
+        ANSWERS.clear()
         for request, prompt in enumerate(prompts(trace)):
             answer = generate(server, prompt, 1)
             served.append(served_by(answer))
+            ANSWERS.append(answer["output_ids"])
             pages += int(trace.blocks[request] - trace.shared[request])
             if request % 20 == 0:
                 wait_for_pages(folder / "kv", pages)
@@ -83,6 +87,16 @@ def test_log_of_requests_is_the_trace_that_was_sent(live, tmp_path):
     again = read_trace(tmp_path / "trace.jsonl.gz")
     assert list(again.blocks[-len(served) :]) == list(trace.blocks)
     assert again.ideal_hit == pytest.approx(trace.ideal_hit, abs=0.005)
+
+
+def test_answers_are_those_of_stock(live, tiny_llama, tmp_path):
+    _, trace, *_ = live
+    server = start(tiny_llama, tmp_path / "stock.log", "--max-total-tokens", "32768")
+    try:
+        stock = [generate(server, prompt, 1)["output_ids"] for prompt in prompts(trace)[::4]]
+    finally:
+        server.stop()
+    assert stock == ANSWERS[::4]
 
 
 def test_tree_says_what_it_did(live):

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
-from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.engine import Batch, Engine, Operation
 from sglang_ext.cache.store.health import Health
@@ -39,7 +38,7 @@ class Writer:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._keeper = keeper
-        self._catalog: Catalog = keeper.catalog
+        self._catalog = keeper.catalog
         self._engine = engine
         self._disk = disk
         self._staging = staging
@@ -97,9 +96,10 @@ class Writer:
             return resident
         if committed:
             self._health.succeeded()
-            self.counts["pages"] += len(committed)
-            self.counts["bytes"] += sum(page.offer.payload_bytes for page in committed)
-        resident.update(page.offer.number for page in committed)
+            written = [page.offer for page in committed]
+            self.counts["pages"] += len(written)
+            self.counts["bytes"] += sum([offer.payload_bytes for offer in written])
+            resident.update([offer.number for offer in written])
         return resident
 
     def _make_room(self, plan: Plan, deadline: float) -> None:
