@@ -69,6 +69,7 @@ class FollowingMixin(_Core):
                 if node.pin is not None:
                     with contextlib.suppress(Exception):
                         self._unpin(node)
+            index.mirror.abandon()
 
     # --- structure
 
@@ -76,6 +77,8 @@ class FollowingMixin(_Core):
         """Empty the tree; steering begins anew."""
         super().reset()
         if hasattr(self, "_make_index"):
+            if self.index is not None:
+                self.index.mirror.abandon()
             self._begin_index()
 
     def begin_insert(self, params: Any) -> Any:

@@ -51,7 +51,7 @@ class LearnedFile:
         if not anyway and now - self._saved_s < self._every_s:
             return False
         self._saved_s = now
-        fresh = self._file.with_name(f"{self._file.name}.new")
+        fresh = self._file.with_name(f"{self._file.name}.{os.getpid()}.new")  # replicas share it
         try:
             fresh.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

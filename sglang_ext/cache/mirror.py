@@ -170,6 +170,11 @@ class Mirror:
         del self._nodes[node.id]
         node.parent = None
 
+    def abandon(self) -> None:
+        """The tree is gone: who still holds one of its nodes finds it without a parent."""
+        for node in self._nodes.values():
+            node.parent = None
+
     def path(self, node: Node) -> Iterator[Node]:
         """From a node up, without the root."""
         at = node

@@ -153,7 +153,8 @@ class ExtRadixCache(UnifiedRadixCache):
         self._ended_requests = 0
         self._writes = settings.writes
         self._learned: LearnedFile | None = None
-        if policy is not None and settings.state_file:
+        # Several ranks must learn alike, and may not have the same file.
+        if policy is not None and settings.state_file and ranks == 1:
             self._learned = LearnedFile(Path(settings.state_file))
             self._learned.load(policy, time.time())
         set_tree(self)

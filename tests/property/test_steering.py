@@ -242,7 +242,22 @@ def test_core_chooses_itself_once_the_index_is_lost():
     core.reset()
     assert core.index is not None
     driver.insert(list(range(20)))
+    core.index.check_integrity()
     assert driver.evict(5)[1] == 5
+    core.index.check_integrity()
+
+
+def test_what_was_known_before_a_flush_is_forgotten():
+    policy = Policy()
+    core = make_core("rust", 1, Learned(policy))
+    driver = Driver(core)
+    core.turn, _ = policy.arrive(0.0, Arrival(4, [1, 2], "s"))
+    driver.insert([1, 2, 3, 4])
+    turn, core.turn = core.turn, None
+    core.reset()
+    core.index.reconsider([turn], 1.0)
+    assert core.index.device.lowest(1.0) is None
+    driver.insert([1, 2, 3, 4])
     core.index.check_integrity()
 
 
