@@ -153,9 +153,13 @@ class Keeper:
         )
         self._thread.start()
 
-    def grow(self, slot_bytes: int) -> None:
+    def grow(self, slot_bytes: int, seen_slots: int) -> None:
         """See `Room.grow`."""
-        self._room.grow(slot_bytes)
+        self._room.grow(slot_bytes, seen_slots)
+
+    def prepare(self, slot_bytes: int, slots: int) -> None:
+        """See `Room.prepare`."""
+        self._room.prepare(slot_bytes, slots)
 
     def clear(self) -> None:
         """Drop all pages and remove all segments; ``turn`` is held. Called by a worker.

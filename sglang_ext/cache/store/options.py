@@ -26,7 +26,7 @@ class StoreOptions:
             Default 16: an NVMe disk is busy with 16 reads of 1 MiB. Cost: a thread each, asleep
             while the disk works.
         staging_bytes: aligned memory between disk and caller. Default 256 MiB; cost: that much
-            memory once it has been used.
+            memory from the start.
         read_ahead_bytes: how much of the staging memory read-ahead may hold. Default 128 MiB.
         operation_bytes: pages that lie together are moved in operations of up to this. Default
             1.125 MiB: larger ones leave the disk idle at the end of each call (4 MiB: 1,237 instead

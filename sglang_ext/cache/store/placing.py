@@ -97,6 +97,11 @@ class PlacingCatalog(Catalog):
             segments = {page.segment for page in plan.accepted}
             return done, [s for s in segments if s.gone and not s.users]
 
+    def can_prepare(self, slot_bytes: int, slots: int) -> bool:
+        """Whether fewer than ``slots`` are free, and the capacity has room for more."""
+        with self.lock:
+            return self.segments.free_slots(slot_bytes) < slots and self.can_grow(slot_bytes)
+
     # What follows is called with the lock held.
 
     def _pin(self, plan: Plan, row: int) -> None:

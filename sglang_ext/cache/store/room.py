@@ -4,10 +4,10 @@ import logging
 import threading
 from collections.abc import Callable
 
-from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.format import BLOCK_BYTES
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.index import NO_ROW
+from sglang_ext.cache.store.placing import PlacingCatalog
 from sglang_ext.cache.store.segment_files import SegmentFiles
 from sglang_ext.cache.store.segments import Segment, Space
 
@@ -30,7 +30,9 @@ class Room:
         health: counts what the disk refuses.
     """
 
-    def __init__(self, catalog: Catalog, files: SegmentFiles, space: Space, health: Health) -> None:
+    def __init__(
+        self, catalog: PlacingCatalog, files: SegmentFiles, space: Space, health: Health
+    ) -> None:
         self._catalog = catalog
         self._files = files
         self._space = space
@@ -38,16 +40,28 @@ class Room:
         self._one = threading.Lock()
         self._grow_in = 0
 
-    def grow(self, slot_bytes: int) -> None:
+    def grow(self, slot_bytes: int, seen_slots: int) -> None:
         """Make a segment, in room that there is or in that of another slot size's segment.
 
-        Where neither is to be had, the catalog will evict instead. Called by a worker; where
-        somebody else is at it for long, perhaps with a disk that hangs, nothing is done.
+        Where neither is to be had, the catalog will evict instead. Nothing is done where the store
+        has no longer the ``seen_slots`` that the caller found too few, or where somebody else is at
+        it for long, perhaps with a disk that hangs. Called by a worker.
         """
         if not self._one.acquire(timeout=_PATIENCE_S):
             return
         try:
-            self._grow(slot_bytes)
+            if self._catalog.segments.slots == seen_slots:
+                self._grow(slot_bytes)
+        finally:
+            self._one.release()
+
+    def prepare(self, slot_bytes: int, slots: int) -> None:
+        """Make segments until ``slots`` are free, in room that nobody has. Called by a worker."""
+        if not self._one.acquire(blocking=False):
+            return
+        try:
+            while self._catalog.can_prepare(slot_bytes, slots):
+                self._try_to_make(slot_bytes)
         finally:
             self._one.release()
 
@@ -116,6 +130,10 @@ class Room:
             if not stalest:
                 return
             self._retire(stalest[0])
+        self._try_to_make(slot_bytes)
+
+    def _try_to_make(self, slot_bytes: int) -> None:
+        """Make a segment, or leave growing alone for a while."""
         try:
             if not self._make(slot_bytes):
                 self._stop_growing()
