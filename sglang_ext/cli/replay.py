@@ -206,6 +206,8 @@ def _recorded(log: Path, to: Path, block_tokens: int | None) -> Path:
         f"Made {to} from {made['requests']:,} requests of {made['sessions']:,} sessions: "
         f"{made['input_tokens']:,} prompt tokens, {made['footprint_tokens']:,} of them different."
     )
+    if made["skipped"]:
+        click.echo(f"Left out: {made['skipped']:,} requests whose token ids are not in the log.")
     return to
 
 

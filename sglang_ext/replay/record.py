@@ -41,16 +41,15 @@ def record(
         on_step: called with the requests done, now and then.
 
     Returns:
-        ``{name, block, requests, sessions, input_tokens, footprint_tokens}``.
+        ``{name, block, requests, skipped, sessions, input_tokens, footprint_tokens}``; skipped are
+        requests whose prompts are not in the log.
 
     Raises:
         OSError: a file cannot be read or written.
         TraceError: a line is not a request, or nobody says how long a block is.
     """
-    header, rows = _read(log, block_tokens)
-    if not rows:
-        raise TraceError(f"{log}: no request", fix="see docs/replay.md")
-    block = block_tokens or header.get("block")
+    found = _Log(log, block_tokens)
+    rows, block = found.rows, found.block
     if not isinstance(block, int) or block < 1:
         raise TraceError(
             f"{log}: no line says how many tokens a key stands for", fix="give --block-tokens"
@@ -73,43 +72,66 @@ def record(
         "name": title,
         "block": block,
         "requests": len(rows),
+        "skipped": found.skipped,
         "sessions": len(sessions),
         "input_tokens": sum(int(row["in"]) for row in rows),
         "footprint_tokens": new_blocks * block,
     }
 
 
-def _read(log: Path, block_tokens: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    header: dict[str, Any] = {}
-    rows = []
-    with open_text(log) as stream:
-        for number, text in enumerate(stream, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(sglang_log.without_time(text))
-                if sglang_log.is_event(row):
-                    header = {"block": block_tokens or sglang_log.BLOCK_TOKENS}
-                    row = sglang_log.row_of(row, header["block"])
-                    if row is None:
-                        continue
-                if "keys" not in row and "block" in row:
-                    header = row
+class _Log:
+    """The requests of a log.
+
+    Attributes:
+        block: tokens a key stands for; None where nobody says.
+        rows: requests with their keys, in the log's order.
+        skipped: requests whose prompts are not in it.
+    """
+
+    def __init__(self, log: Path, block_tokens: int | None) -> None:
+        self.block: Any = block_tokens
+        self.rows: list[dict[str, Any]] = []
+        self.skipped = 0
+        self._given = block_tokens is not None
+        with open_text(log) as stream:
+            for number, text in enumerate(stream, start=1):
+                if not text.strip():
                     continue
-                if "keys" not in row and "lcp" in row:
-                    raise TraceError(f"{log}: this is a trace", fix="replay it without --record")
-                keys, when, tokens = row["keys"], float(row["t"]), int(row["in"])
-                good = isinstance(keys, list) and isfinite(when) and tokens >= 0
-                good = good and all(isinstance(key, (str, int)) for key in keys)
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-                raise TraceError(
-                    f"{log}: line {number} is no request ({type(error).__name__} {error})",
-                    fix="see docs/replay.md",
-                ) from error
-            if not good:
-                raise TraceError(f"{log}: line {number} is no request", fix="see docs/replay.md")
-            rows.append(row)
-    return header, rows
+                try:
+                    good = self._add(json.loads(sglang_log.without_time(text)))
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                    raise TraceError(
+                        f"{log}: line {number} is no request ({type(error).__name__} {error})",
+                        fix="see docs/replay.md",
+                    ) from error
+                if not good:
+                    raise TraceError(
+                        f"{log}: line {number} is no request", fix="see docs/replay.md"
+                    )
+        if not self.rows:
+            fix = f"log with {sglang_log.FLAGS}" if self.skipped else "see docs/replay.md"
+            raise TraceError(f"{log}: no request with its prompt's keys or token ids", fix=fix)
+
+    def _add(self, row: dict[str, Any]) -> bool:
+        """Take a line; False where it is none."""
+        if sglang_log.is_event(row):
+            if row["event"] != sglang_log.FINISHED:
+                return True
+            self.block = self.block or sglang_log.BLOCK_TOKENS
+            request = sglang_log.row_of(row, self.block)
+            if request is None:
+                self.skipped += 1
+                return True
+            row = request
+        if "keys" not in row and "block" in row:
+            self.block = self.block if self._given else row["block"]
+            return True
+        if "keys" not in row and "lcp" in row:
+            raise ValueError("this is a trace: replay it without --record")
+        keys, when, tokens = row["keys"], float(row["t"]), int(row["in"])
+        self.rows.append(row)
+        good = isinstance(keys, list) and isfinite(when) and tokens >= 0
+        return good and all(isinstance(key, (str, int)) for key in keys)
 
 
 def _shared(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,7 @@ def test_a_log_becomes_a_trace(tmp_path, zipped):
         "name": "server",
         "block": 16,
         "requests": 3,
+        "skipped": 0,
         "sessions": 2,
         "input_tokens": 143,
         "footprint_tokens": 6 * 16,
@@ -80,7 +81,7 @@ def test_prompts_share_in_the_trace_what_they_share_in_the_log(prompts):
     [
         (ROWS[1:], "no line says how many tokens"),
         ([ROWS[0], {"t": 1.0, "in": 5}], "line 2 is no request"),
-        ([ROWS[0]], "no request"),
+        ([ROWS[0]], "no request with"),
         ([ROWS[0], {"t": 1.0, "in": 5, "p": -1, "lcp": 0, "n": 1}], "this is a trace"),
         ([ROWS[0], {"t": float("inf"), "in": 5, "keys": []}], "line 2"),
         ([ROWS[0], {"t": "late", "in": 5, "keys": []}], "line 2"),

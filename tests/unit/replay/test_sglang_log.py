@@ -17,7 +17,8 @@ def logged(folder, prompts, level=3):
     """A folder's logs, of SGLang's logger, of requests with these tokens."""
     logger = request_logger.RequestLogger(True, level, "json", [str(folder)])
     for number, tokens in enumerate(prompts):
-        asked = io_struct.GenerateReqInput(input_ids=tokens, rid=str(number))
+        prompt = {"text": "plain"} if tokens is None else {"input_ids": tokens}
+        asked = io_struct.GenerateReqInput(**prompt, rid=str(number))
         meta = {"completion_tokens": 7, "e2e_latency": 0.25, "finish_reason": {"type": "stop"}}
         logger.log_received_request(asked)
         logger.log_finished_request(asked, {"text": "secret", "meta_info": meta})
@@ -40,6 +41,12 @@ def test_a_log_of_sglang_becomes_a_trace(tmp_path):
     assert trace.output_tokens.tolist() == [7, 7, 7]
     assert trace.answer_s.tolist() == [0.25] * 3
     assert record(log, tmp_path / "u.gz", block_tokens=10)["footprint_tokens"] == 130 + 70 + 60
+
+
+def test_plain_text_is_left_out(tmp_path):
+    log = logged(tmp_path, [[1] * 64, None])
+    made = record(log, tmp_path / "t.jsonl.gz")
+    assert (made["requests"], made["skipped"]) == (1, 1)
 
 
 def test_a_log_without_tokens_says_how_to_get_them(tmp_path):
