@@ -36,7 +36,8 @@ def test_a_segment_that_goes_late_does_not_take_a_new_one_with_it(tmp_path, disk
         clearing = threading.Thread(target=store.clear)
         clearing.start()
         until(lambda: disk.calls.count(("remove", file.name)) > removals)
-        growing = threading.Thread(target=room.grow, args=(12288,), daemon=True)
+        slots = store._catalog.segments.slots
+        growing = threading.Thread(target=room.grow, args=(12288, slots), daemon=True)
         growing.start()
         growing.join(5)
         assert not growing.is_alive(), "nobody waits for what hangs"
