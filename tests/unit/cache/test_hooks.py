@@ -47,6 +47,12 @@ class Cache:
         return ["a"]
 
 
+@pytest.fixture(autouse=True)
+def no_tree(monkeypatch):
+    """A tree says at its making that it is the server's; tests that made one are over."""
+    monkeypatch.setattr(hooks, "_tree", None)
+
+
 @pytest.fixture
 def tier(monkeypatch):
     tier = Tier()
