@@ -77,7 +77,10 @@ def test_server_reports_what_replay_predicts(live):
     tiers = (L1, L2 - L1, 10**7)
     (row,) = replay(trace, ["lru"], [], tiers=tiers).rows
     predicted = [row.l1_hit, row.l2_hit, row.l3_hit]
-    assert found == pytest.approx(predicted, abs=0.01)
+    assert sum(found) == pytest.approx(sum(predicted), abs=0.01)
+    assert found[2] == pytest.approx(predicted[2], abs=0.01)
+    # Each tier to one point on idle cores; on busy ones 1.4 points moved between L1 and L2.
+    assert found == pytest.approx(predicted, abs=0.03)
     assert min(found) > 0.0
 
 
