@@ -8,7 +8,6 @@ import time
 
 import pytest
 from support.store_crash import crash
-from support.store_disks import FaultyDisk
 from support.store_pages import chain, options, read, write
 
 from sglang_ext.cache.store import PageStore
@@ -20,11 +19,6 @@ KEYS = chain("a", 6)
 
 def is_checkpoint(path):
     return path.name.startswith("index-")
-
-
-@pytest.fixture
-def disk():
-    return FaultyDisk()
 
 
 def until(condition):
