@@ -8,6 +8,7 @@ Source: ``mem_cache/registry.py`` and ``mem_cache/unified_radix_cache.py``, rele
 """
 
 import logging
+import struct
 import time
 from collections import Counter
 from dataclasses import replace
@@ -27,7 +28,8 @@ from sglang.srt.runtime_context import get_memory
 
 from sglang_ext.cache.advice import Advised
 from sglang_ext.cache.carrier import carried_by
-from sglang_ext.cache.conversation import Stop
+from sglang_ext.cache.alike import AlikeRanks
+from sglang_ext.cache.conversation import FEATURES, Stop
 from sglang_ext.cache.hooks import set_tree
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.install import BACKEND
@@ -39,6 +41,7 @@ from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
 from sglang_ext.cache.request_log import RequestLog
 from sglang_ext.cache.requests import Clock, Known, Requests
+from sglang_ext.cache.returns import fingerprint
 from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
@@ -48,6 +51,8 @@ __all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
 
 logger = logging.getLogger(__name__)
 
+# When what was learned is taken back, in front of it.
+_NOW = struct.Struct("<d")
 # Requests between two looks at the learned curves, which take a millisecond.
 _CURVES_EVERY = 64
 
@@ -59,11 +64,9 @@ def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
         logger.warning("The cache policy is SGLang's own: %s", why)
         return default_radix_cache_factory(ctx)
     ctx.params.tree_core_backend = BACKEND
-    parallel = ctx.server_args
-    ranks = parallel.tp_size * parallel.pp_size
     settings = replace(settings, writes=ctx.tp_rank == 0)
     # What SGLang calls for a class, it calls with the parameters alone.
-    make: Any = partial(ExtRadixCache, settings=settings, ranks=ranks)
+    make: Any = partial(ExtRadixCache, settings=settings)
     return create_unified_radix_cache(ctx, cache_class=make)
 
 
@@ -106,26 +109,37 @@ def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
     return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)
 
 
+def _learn_alike(ranks: AlikeRanks) -> bool:
+    """Whether all ranks would learn the same from the same requests."""
+    if not ranks or ranks.have_the_same(fingerprint(len(FEATURES))):
+        return True
+    logger.warning(
+        "The cache policy is LRU: the ranks of this server reckon differently (other processors, or "
+        "another numpy), so what each learned would differ"
+    )
+    return False
+
+
 class ExtRadixCache(UnifiedRadixCache):
     """SGLang's cache, evicting what the policy values least."""
 
-    def __init__(self, params: Any, *, settings: TreeSettings, ranks: int = 1) -> None:
-        """Make an empty cache.
+    def __init__(self, params: Any, *, settings: TreeSettings) -> None:
+        """Make an empty cache, on all ranks that must evict alike together.
 
         Args:
             params: SGLang's.
             settings: what was asked for.
-            ranks: processes that must evict alike.
         """
         super().__init__(params)
+        ranks = AlikeRanks.of(params)
         allocator = params.token_to_kv_pool_allocator
         self.device_tokens = int(getattr(allocator, "size", 0))
         page = params.page_size
         policy = None
-        if settings.policy == "ext":
+        if settings.policy == "ext" and _learn_alike(ranks):
             limits = PolicyLimits(pin_tokens=int(self.device_tokens * settings.pin_share))
             policy = Policy(limits=limits)
-        clock = Clock(heard=ranks > 1)
+        clock = Clock(heard=bool(ranks))
         block = -(-settings.block_tokens // page) * page
         self.requests = Requests(policy, Marks(settings.secret, block), clock, self._ended)
         self.policy = policy
@@ -144,6 +158,7 @@ class ExtRadixCache(UnifiedRadixCache):
             return TreeIndex(root, rank, *tokens, self._host_rank)
 
         self.tree_core.steer(make, clock, self._lost)
+        self.tree_core.compares_victims = bool(ranks) and params.pp_size == 1
         self._log = None
         if settings.record_file and params.pp_rank == 0 and settings.writes:
             self._log = RequestLog(Path(settings.record_file), settings.record_bytes, block)
@@ -152,11 +167,18 @@ class ExtRadixCache(UnifiedRadixCache):
         )
         self._ended_requests = 0
         self._learned: LearnedFile | None = None
-        # Several ranks must learn alike, and may not have the same file.
-        if policy is not None and settings.state_file and ranks == 1:
-            self._learned = LearnedFile(Path(settings.state_file))
-            self._learned.load(policy, time.time())
+        if policy is not None and settings.state_file:
+            self._learned = self._restored(Path(settings.state_file), policy, ranks)
         set_tree(self)
+
+    @staticmethod
+    def _restored(path: Path, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
+        """Give the policy what the first rank finds; returns the file of the rank that writes it."""
+        file = LearnedFile(path)
+        mine = _NOW.pack(time.time()) + file.read() if ranks.is_first else b""
+        told = ranks.from_first(mine)
+        file.load(policy, told[_NOW.size :], _NOW.unpack_from(told)[0])
+        return file if ranks.is_first else None
 
     def init_hicache(self, server_args: Any, params: Any) -> None:
         """Attach host memory; what it holds beside L1's tokens is shared among tenants."""
