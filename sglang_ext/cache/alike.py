@@ -34,7 +34,7 @@ class AlikeRanks:
     def of(cls, params: Any) -> "AlikeRanks":
         """The ranks of SGLang's ``CacheInitParams``."""
         attention = cls(params.attn_cp_cache_group, params.attn_tp_cache_group)
-        within = attention._groups or [params.tp_cache_group]  # noqa: SLF001 - of the same class
+        within = attention._groups or [params.tp_cache_group]
         return cls(params.pp_cache_group, *within)
 
     def __bool__(self) -> bool:

@@ -11,6 +11,7 @@ import logging
 import struct
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,12 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import get_memory
 
 from sglang_ext.cache.advice import Advised
-from sglang_ext.cache.carrier import carried_by
 from sglang_ext.cache.alike import AlikeRanks
+from sglang_ext.cache.carrier import carried_by
 from sglang_ext.cache.conversation import FEATURES, Stop
-from sglang_ext.cache.hooks import set_tree
+from sglang_ext.cache.disk_order import DiskOrder
+from sglang_ext.cache.forgetting import Forgetting
+from sglang_ext.cache.hooks import disk_tier, set_tree
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.install import BACKEND
 from sglang_ext.cache.learned_file import LearnedFile
@@ -114,8 +117,8 @@ def _learn_alike(ranks: AlikeRanks) -> bool:
     if not ranks or ranks.have_the_same(fingerprint(len(FEATURES))):
         return True
     logger.warning(
-        "The cache policy is LRU: the ranks of this server reckon differently (other processors, or "
-        "another numpy), so what each learned would differ"
+        "The cache policy is LRU: the ranks of this server reckon differently (other processors, "
+        "or another numpy), so what each learned would differ"
     )
     return False
 
@@ -166,6 +169,7 @@ class ExtRadixCache(UnifiedRadixCache):
             TreeMetrics(self.metrics_collector.labels) if params.enable_metrics else None
         )
         self._ended_requests = 0
+        self._forgetting: Forgetting | None = None
         self._learned: LearnedFile | None = None
         if policy is not None and settings.state_file:
             self._learned = self._restored(Path(settings.state_file), policy, ranks)
@@ -173,7 +177,7 @@ class ExtRadixCache(UnifiedRadixCache):
 
     @staticmethod
     def _restored(path: Path, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
-        """Give the policy what the first rank finds; returns the file of the rank that writes it."""
+        """Give the policy what the first rank finds; returns the file where it is this rank's."""
         file = LearnedFile(path)
         mine = _NOW.pack(time.time()) + file.read() if ranks.is_first else b""
         told = ranks.from_first(mine)
@@ -190,6 +194,16 @@ class ExtRadixCache(UnifiedRadixCache):
             index.host_shares.capacity = self._host_tokens
         if self.policy is not None and self._host_rank is not None:
             self._host_rank.guard = self.policy.guard(max(tokens, self.device_tokens))
+            self._forgetting = self._order_disk(self.policy, max(tokens, self.device_tokens))
+
+    def _order_disk(self, policy: Policy, tokens: int) -> Forgetting | None:
+        """Begin to order the third tier, which also holds what the ``tokens`` above it hold."""
+        tier = disk_tier()
+        capacity = 0 if tier is None else tier.capacity_tokens(self.page_size)
+        if tier is None or not capacity:
+            return None
+        order = DiskOrder(policy, policy.guard(max(tokens, capacity)))
+        return Forgetting(order, tier.advice, self.get_last_hash_value)
 
     def match_prefix(self, params: Any) -> Any:
         """Look a prefix up; the first look-up of a request is its arrival."""
@@ -303,11 +317,23 @@ class ExtRadixCache(UnifiedRadixCache):
             self.totals["hit"] += tokens
         self.totals["asked"] += known.tokens
         self._reconsider(self.requests.end(req.rid, stop, len(req.output_ids)))
+        if self._forgetting is not None and known.turn is not None:
+            self._try_disk(self._forgetting.finished, known.turn)
 
     def _reconsider(self, turns: Any) -> None:
         index = self.tree_core.index
         if index is not None and turns:
             index.reconsider(turns, self.requests.clock())
+        if self._forgetting is not None and turns:
+            self._try_disk(self._forgetting.changed, turns)
+
+    def _try_disk(self, tell: Callable[[Any, float], None], about: Any) -> None:
+        """Advice to the third tier; whatever goes wrong, it goes on by use."""
+        try:
+            tell(about, self.requests.clock())
+        except Exception:
+            logger.exception("The third tier is ordered by use from now on")
+            self._forgetting = None
 
     def _lost(self, node: Node) -> None:
         self.regret.lost(node, self.requests.clock())
@@ -324,11 +350,20 @@ class ExtRadixCache(UnifiedRadixCache):
             "requests": len(self.requests),
             "regretted_tokens": self.regret.tokens,
             "tokens": dict(self.totals),
-            "moves": dict(self.tree_core.counts),
+            "moves": {**self.tree_core.counts, **self._disk_moves()},
         }
+        if self._forgetting is not None:
+            order = self._forgetting.order
+            shown["disk"] = {"conversations": len(order), "trusted": order.trusted}
         if self.policy is not None:
             shown["learned"] = self.policy.inspect()
         return shown
+
+    def _disk_moves(self) -> dict[str, int]:
+        """Tokens that were written to the third tier, and evicted from it."""
+        tier = disk_tier()
+        moved = {} if tier is None else tier.moved
+        return {f"{name}_storage": pages * self.page_size for name, pages in moved.items()}
 
     def _ended(self, known: Known, stop: Stop, output_tokens: int) -> None:
         """A request has ended: its line in the log, and counts in the metrics."""
@@ -338,7 +373,7 @@ class ExtRadixCache(UnifiedRadixCache):
             self._learned.save(self.policy, self.requests.clock())
         if self._metrics is None:
             return
-        counts = {**self.totals, **self.tree_core.counts}
+        counts = {**self.totals, **self.tree_core.counts, **self._disk_moves()}
         counts["missed"] = counts.get("asked", 0) - counts.get("hit", 0)
         counts["regretted"] = self.regret.tokens
         self._metrics.show(counts)

@@ -20,9 +20,8 @@ def run_ranks(folder, seed, requests):
     """Both ranks' reports."""
     ranks = []
     for rank, offset in enumerate((0.0, 7_777.7)):
-        environment = {**os.environ, "PYTHONHASHSEED": str(11 + rank), "PYTHONPATH": os.pathsep.join(
-            [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
-        )}  # fmt: skip
+        path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONHASHSEED": str(11 + rank), "PYTHONPATH": path}
         command = [sys.executable, "-m", "support.rank_child"]
         command += [str(rank), str(folder), str(seed), str(requests), str(offset)]
         with (folder / f"{rank}.log").open("w") as log:

@@ -1,4 +1,4 @@
-"""One of two ranks that share each decision: a real tree, on a real process group, fed with requests.
+"""One of two ranks that share each decision: a real tree, on a real process group, fed requests.
 
     python -m support.rank_child RANK FOLDER SEED REQUESTS CLOCK_OFFSET_S
 
@@ -16,13 +16,13 @@ from types import SimpleNamespace
 
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
-from support.tree_driver import Driver, init_params
 from torch import distributed
 
 from sglang_ext.cache import install
 from sglang_ext.cache.carrier import action
 from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.tree import ExtRadixCache
+from support.tree_driver import Driver, init_params
 
 DEVICE, HOST = 400, 900
 # Requests that run at once.
@@ -126,7 +126,7 @@ def main():
         if len(running) == RUNNING:
             stream.end(*running.pop(0))
     cache.shutdown()
-    print(
+    sys.stdout.write(
         json.dumps(
             {
                 "victims": stream.victims,

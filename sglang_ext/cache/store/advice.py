@@ -1,0 +1,57 @@
+"""What somebody who knows better than recency says about the order in which pages go.
+
+Nothing of it is kept on disk: after a restart pages go least recently used first again.
+"""
+
+from collections.abc import Sequence
+
+from sglang_ext.cache.store.catalog import Catalog
+from sglang_ext.cache.store.index import NO_ROW
+
+__all__ = ["EvictionAdvice"]
+
+
+class EvictionAdvice:
+    """Advice to one catalog, under its lock: no call waits for the disk.
+
+    Args:
+        catalog: of the store. That of a view evicts nothing, so nothing comes of advice to it.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def first(self, keys: Sequence[bytes]) -> None:
+        """Evict these leaves before all others, in this order, each with the chain that it ends.
+
+        A page that has children, is being read, or is used before its turn comes stays.
+        """
+        with self._catalog.lock:
+            now_us = self._catalog.now_us()
+            for key in keys:
+                self._catalog.index.evict_first(key, now_us)
+
+    def left(self) -> int:
+        """How many chains that `first` named wait; some may have been used meanwhile."""
+        return len(self._catalog.index.first)
+
+    def forget(self) -> None:
+        """Take back what `first` named."""
+        with self._catalog.lock:
+            self._catalog.index.first.clear()
+
+    def later(self, key: bytes) -> None:
+        """Evict a leaf as if it were used now; it does not count as used."""
+        with self._catalog.lock:
+            row = self._catalog.index.rows.get(key, NO_ROW)
+            if row != NO_ROW:
+                self._catalog.index.evict_later(row, self._catalog.now_us())
+
+    def oldest(self) -> tuple[bytes, float] | None:
+        """Key of the leaf that recency evicts next, and the seconds since its use; None: none."""
+        with self._catalog.lock:
+            index = self._catalog.index
+            row = index.oldest()
+            if row == NO_ROW:
+                return None
+            return index.key_of(row), (self._catalog.now_us() - index.time_us[row]) / 1e6
