@@ -13,7 +13,7 @@ Where a guard does not trust what was learned, nothing is named, and all go by u
 Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -31,8 +31,8 @@ _MOST = 16_384
 # meanwhile, unless it is used; few are enough, since each is long: 8 in place of 2
 # cost up to 5 points of hits where a tier holds a dozen conversations.
 _AT_ONCE = 2
-# Last pages that are known to whoever evicts, and known leaves that are passed over in one look.
-_KNOWN, _LOOKS = 65_536, 64
+# Leaves of what is known that are passed over in one look.
+_LOOKS = 64
 
 
 class DiskOrder:
@@ -49,6 +49,7 @@ class DiskOrder:
         self._order: EvictionOrder[Turn] = EvictionOrder(self._worth)
         self._tails: dict[Turn, str] = {}
         self._touch = 0
+        self._spilt: deque[str] = deque(maxlen=_MOST)
 
     def __len__(self) -> int:
         return len(self._tails)
@@ -64,7 +65,7 @@ class DiskOrder:
         self._tails[turn] = tail
         self._order.add(turn, self._touch, now)
         if len(self._tails) > _MOST:
-            self._pop(now)
+            self._spilt.append(self._pop(now))
 
     def reconsider(self, turns: Sequence[Turn], now: float) -> None:
         """The worth of these has changed; of one that is not there, nothing is known."""
@@ -92,7 +93,7 @@ class DiskOrder:
         limit = None
         if oldest_s is not None:
             limit = self._worth(self._policy.stranger(now - oldest_s), now)[0]
-        named: list[str] = []
+        named = [self._spilt.popleft() for _ in range(min(count, len(self._spilt)))]
         while len(named) < count:
             first = self._order.peek(now)
             if first is None or (limit is not None and first[0] >= limit):
@@ -117,6 +118,12 @@ class AdvisedStore(Protocol):
     def tail_keys(self, hashes: Sequence[str]) -> list[bytes]:
         """Keys of last pages."""
 
+    def know(self, keys: Sequence[bytes]) -> None:
+        """These chains are looked after."""
+
+    def unknow(self, keys: Sequence[bytes]) -> None:
+        """They are not any more."""
+
     def evict_first(self, keys: Sequence[bytes]) -> None:
         """These go first."""
 
@@ -129,8 +136,8 @@ class AdvisedStore(Protocol):
     def forget_first(self) -> None:
         """Nothing goes first."""
 
-    def oldest(self) -> tuple[bytes, float] | None:
-        """What goes next for want of use, and its age in seconds."""
+    def oldest(self) -> tuple[bytes, float, bool] | None:
+        """What goes next for want of use, its age in seconds, whether it is looked after."""
 
     def evicted(self) -> int:
         """Pages evicted so far."""
@@ -149,55 +156,47 @@ class DiskAdvice:
         self.oldest_s: float | None = None
         self._wake = wake
         self._trusted = False
-        self._told: deque[tuple[list[str], bool]] = deque(maxlen=_MOST)
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._told: deque[tuple[str, list[str]]] = deque(maxlen=_MOST)
 
     def knows(self, tail: str) -> None:
         """Scheduler: a conversation that ends with this page is ordered."""
-        self._told.append(([tail], False))
+        self._told.append(("know", [tail]))
         self._wake()
+
+    def unknows(self, tail: str) -> None:
+        """Scheduler: it is not any more, and goes by use."""
+        self._told.append(("unknow", [tail]))
 
     def name(self, tails: list[str], *, trusted: bool) -> None:
         """Scheduler: these go first. Where what was learned is not trusted, nothing does."""
         if tails or trusted != self._trusted:
             self._trusted = trusted
             self.wanted = 0
-            self._told.append((tails, True))
+            self._told.append(("evict_first", tails))
             self._wake()
 
     def work(self, store: AdvisedStore) -> None:
         """The other thread: tell the store, and look what it needs."""
         while self._told:
-            tails, first = self._told.popleft()
-            self._take(store, store.tail_keys(tails), first=first)
+            what, tails = self._told.popleft()
+            getattr(store, what)(store.tail_keys(tails))
         if not self._trusted:
             if store.evict_first_left():
                 store.forget_first()
             self.wanted = _AT_ONCE if store.evicted() else 0
             return
-        self.oldest_s = self._spare_known(store)
+        self.oldest_s = _spare_known(store)
         self.wanted = max(0, _AT_ONCE - store.evict_first_left()) if store.evicted() else 0
 
-    def _take(self, store: AdvisedStore, keys: list[bytes], *, first: bool) -> None:
-        if first:
-            for key in keys:
-                self._known.pop(key, None)
-            store.evict_first(keys)
-            return
-        for key in keys:
-            self._known[key] = None
-            self._known.move_to_end(key)
-        while len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
 
-    def _spare_known(self, store: AdvisedStore) -> float | None:
-        """Pass over what the scheduler will name in time; returns the age of what is left."""
-        for _ in range(_LOOKS):
-            oldest = store.oldest()
-            if oldest is None:
-                return None
-            key, age_s = oldest
-            if key not in self._known:
-                return age_s
-            store.evict_later(key)
-        return None
+def _spare_known(store: AdvisedStore) -> float | None:
+    """Pass over what the scheduler will name in time; returns the age of what is left."""
+    for _ in range(_LOOKS):
+        oldest = store.oldest()
+        if oldest is None:
+            return None
+        key, age_s, known = oldest
+        if not known:
+            return age_s
+        store.evict_later(key)
+    return None

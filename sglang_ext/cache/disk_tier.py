@@ -158,6 +158,14 @@ class DiskTier:
         """Keys of the last of the pages that prefixes up to here need."""
         return [self._tail(page_hash) for page_hash in hashes]
 
+    def know(self, keys: Sequence[bytes]) -> None:
+        """See `EvictionAdvice.know`."""
+        self._store.advice.know(keys)
+
+    def unknow(self, keys: Sequence[bytes]) -> None:
+        """See `EvictionAdvice.unknow`."""
+        self._store.advice.unknow(keys)
+
     def evict_first(self, keys: Sequence[bytes]) -> None:
         """See `EvictionAdvice.first`."""
         self._store.advice.first(keys)
@@ -174,7 +182,7 @@ class DiskTier:
         """See `EvictionAdvice.forget`."""
         self._store.advice.forget()
 
-    def oldest(self) -> tuple[bytes, float] | None:
+    def oldest(self) -> tuple[bytes, float, bool] | None:
         """See `EvictionAdvice.oldest`."""
         return self._store.advice.oldest()
 

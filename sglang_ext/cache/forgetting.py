@@ -43,6 +43,7 @@ class Forgetting:
                 continue
             tail = self.order.forget(turn)
             if tail is not None:
+                self._advice.unknows(tail)
                 self._before[turn.conversation] = turn, tail
                 if len(self._before) > _MOST:
                     self._before.popitem(last=False)
@@ -55,6 +56,7 @@ class Forgetting:
             before = self._before.pop(turn.conversation, None)
             if before is not None and _is_left(before[0].place, node):
                 self.order.paused(*before, now)
+                self._advice.knows(before[1])
             page = self._last_page(node.id)
             if page is not None:
                 self.order.paused(turn, page, now)

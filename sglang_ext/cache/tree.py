@@ -333,7 +333,9 @@ class ExtRadixCache(UnifiedRadixCache):
             tell(about, self.requests.clock())
         except Exception:
             logger.exception("The third tier is ordered by use from now on")
-            self._forgetting = None
+            self._forgetting, tier = None, disk_tier()
+            if tier is not None:
+                tier.advice.name([], trusted=False)
 
     def _lost(self, node: Node) -> None:
         self.regret.lost(node, self.requests.clock())

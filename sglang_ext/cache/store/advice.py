@@ -21,15 +21,27 @@ class EvictionAdvice:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def first(self, keys: Sequence[bytes]) -> None:
-        """Evict these leaves before all others, in this order, each with the chain that it ends.
+    def know(self, names: Sequence[bytes]) -> None:
+        """Somebody looks after the chains that end with the pages of these keys."""
+        with self._catalog.lock:
+            for name in names:
+                self._catalog.index.ends.know(name, self._catalog.index.rows.get(name))
+
+    def unknow(self, names: Sequence[bytes]) -> None:
+        """Nobody does any more."""
+        with self._catalog.lock:
+            for name in names:
+                self._catalog.index.ends.forget(name)
+
+    def first(self, names: Sequence[bytes]) -> None:
+        """Evict what is left of these chains before all others, in this order.
 
         A page that has children, is being read, or is used before its turn comes stays.
         """
         with self._catalog.lock:
             now_us = self._catalog.now_us()
-            for key in keys:
-                self._catalog.index.evict_first(key, now_us)
+            for name in names:
+                self._catalog.index.evict_first(name, now_us)
 
     def left(self) -> int:
         """How many chains that `first` named wait; some may have been used meanwhile."""
@@ -47,11 +59,16 @@ class EvictionAdvice:
             if row != NO_ROW:
                 self._catalog.index.evict_later(row, self._catalog.now_us())
 
-    def oldest(self) -> tuple[bytes, float] | None:
-        """Key of the leaf that recency evicts next, and the seconds since its use; None: none."""
+    def oldest(self) -> tuple[bytes, float, bool] | None:
+        """The leaf that recency evicts next; None: there is none.
+
+        Returns:
+            Its key, the seconds since its use, and whether somebody looks after its chain.
+        """
         with self._catalog.lock:
             index = self._catalog.index
             row = index.oldest()
             if row == NO_ROW:
                 return None
-            return index.key_of(row), (self._catalog.now_us() - index.time_us[row]) / 1e6
+            age_s = (self._catalog.now_us() - index.time_us[row]) / 1e6
+            return index.key_of(row), age_s, index.ends.name_of(row) is not None

@@ -8,9 +8,9 @@ Recency is kept at the page that was used alone; its ancestors inherit it when i
 orders leaves exactly as refreshing the whole path would, since only leaves are compared, and a
 touch costs the same at any depth.
 
-Whoever knows better than recency may say so: a leaf is to go before all others, with the chain that
-it ends, until it is used again (`evict_first`); or it counts as used at a later time than it was
-(`evict_later`). Neither is kept on disk.
+Whoever knows better than recency may say so: which chains go before all others (`evict_first`), and
+which leaves count as used at a later time than they were (`evict_later`). Nothing of that is kept
+on disk.
 
 Pages have kinds (which slots they can free), and chains may mix them. Who needs a slot of one kind
 evicts leaves of any kind that end a chain with a page of it, oldest first: what stands in the way
@@ -25,6 +25,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from typing import TypeAlias
 
+from sglang_ext.cache.store.ends import Ends
 from sglang_ext.cache.store.format import KEY_BYTES
 from sglang_ext.errors import StoreError
 
@@ -70,6 +71,7 @@ class Index:
         self._queued = array("H")
         self._fresh: list[int] = []
         self._heaps: defaultdict[int, list[_Entry]] = defaultdict(list)
+        self.ends = Ends()
         # Keys to go first, and when that was said.
         self.first: deque[tuple[bytes, int]] = deque(maxlen=_MOST_FIRST)
         self._later_us: dict[int, int] = {}  # as of when a row counts as used, if later than it was
@@ -99,6 +101,7 @@ class Index:
         self.rows[key] = row
         self.payload_total_bytes += payload_bytes
         self._offer(row)
+        self.ends.came(key, row)
         return row
 
     def remove_tree(self, row: int) -> list[tuple[bytes, int]]:
@@ -132,12 +135,14 @@ class Index:
         else:
             self.pins.pop(row, None)
 
-    def evict_first(self, key: bytes, time_us: int) -> None:
-        """Let a leaf go before all others, and what it leaves of its chain after it.
+    def evict_first(self, name: bytes, time_us: int) -> None:
+        """Let what is left of a chain go before all others; nobody looks after it any more.
 
         Whatever has children, is pinned or was used after ``time_us`` when its turn comes stays.
         """
-        self.first.append((key, time_us))
+        row = self.ends.row_of(name)
+        self.first.append((name if row is None else self.key_of(row), time_us))
+        self.ends.forget(name)
 
     def evict_later(self, row: int, time_us: int) -> None:
         """Evict a row as if it had been used at ``time_us``, where that is later than it was."""
@@ -168,7 +173,7 @@ class Index:
             self._queued[row] ^= bit
             parent = self.parent[row]
             left -= self.kind[row] == kind
-            gone.extend(self.remove_tree(row))
+            gone.append(self._evict_leaf(row))
             if parent != NO_ROW and self.child[parent] == NO_ROW:
                 self._settle()  # the parent may be the next to go
         for entry in pinned:
@@ -226,12 +231,20 @@ class Index:
                 continue
             parent = self.parent[row]
             most -= self.kind[row] == kind
-            gone.extend(self.remove_tree(row))
+            gone.append(self._evict_leaf(row))
             if parent == NO_ROW:
                 self.first.popleft()
             else:
                 self.first[0] = self.key_of(parent), said_us
         return gone, most
+
+    def _evict_leaf(self, row: int) -> tuple[bytes, int]:
+        """Remove a leaf; its chain ends with its parent then, unless that has other children."""
+        name, parent = self.ends.name_of(row), self.parent[row]
+        (gone,) = self.remove_tree(row)
+        if name is not None and parent != NO_ROW and self.child[parent] == NO_ROW:
+            self.ends.move(name, parent)
+        return gone
 
     def _oldest(self, bit: int) -> int:
         """The leaf at the top of a heap, once entries that no longer hold are gone."""
@@ -273,6 +286,7 @@ class Index:
         del self.rows[key]
         self.pins.pop(row, None)
         self._later_us.pop(row, None)
+        self.ends.gone(row)
         self.payload_total_bytes -= self.payload_bytes[row]
         self.location[row] = self.parent[row] = self.child[row] = NO_ROW
         self.free.append(row)
@@ -327,6 +341,7 @@ class Index:
             sorted(self.free + live) == list(range(len(self.location))),
             "a row is neither free nor live, or both",
         )
+        _require(self.ends.is_sound(), "names of chains and their ends are not the same")
         total = 0
         for row in live:
             self._check_row(row)

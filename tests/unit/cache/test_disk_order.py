@@ -17,9 +17,16 @@ class Store:
 
     def __init__(self, ages=(), evicted=1):
         self.first, self.later, self.ages, self.gone = [], [], dict(ages), evicted
+        self.known = set()
 
     def tail_keys(self, hashes):
         return [page.encode() for page in hashes]
+
+    def know(self, keys):
+        self.known.update(keys)
+
+    def unknow(self, keys):
+        self.known.difference_update(keys)
 
     def evict_first(self, keys):
         self.first += keys
@@ -35,7 +42,8 @@ class Store:
         del self.ages[key]
 
     def oldest(self):
-        return max(self.ages.items(), key=lambda one: one[1], default=None)
+        age_s, key = max(((age, key) for key, age in self.ages.items()), default=(0, None))
+        return None if key is None else (key, age_s, key in self.known)
 
     def evicted(self):
         return self.gone

@@ -240,6 +240,32 @@ def test_what_is_named_goes_before_all_others_with_its_chain():
     index.check_integrity()
 
 
+def test_what_is_left_of_a_chain_keeps_its_name():
+    index = Index()
+    index.ends.know(key(3), None)
+    chain(index, 0, 4, 10)
+    chain(index, 10, 3, 20)
+    assert numbers(index.evict(0, 1)) == [3]
+    assert index.ends.row_of(key(3)) == index.rows[key(2)]
+    index.check_integrity()
+    index.touch(index.rows[key(2)], 40)
+    index.evict_first(key(3), 50)
+    assert numbers(index.evict(0, 1)) == [2]
+    assert index.ends.name_of(index.rows[key(1)]) is None
+    index.check_integrity()
+
+
+def test_a_name_ends_where_others_go_on():
+    index = Index()
+    chain(index, 0, 3, 10)
+    grow(index, 5, 1, time_us=20)
+    index.ends.know(key(2), index.rows[key(2)])
+    assert numbers(index.evict(0, 1)) == [2]
+    index.evict_first(key(2), 30)
+    assert numbers(index.evict(0, 1)) == [5]
+    index.check_integrity()
+
+
 def test_what_is_named_and_used_stays():
     index = Index()
     chain(index, 0, 2, 10)
@@ -285,6 +311,11 @@ def test_order_with_advice_holds_together_in_random_steps():
             held = [*live, step]
         elif what < 0.6:
             index.touch(index.rows[key(rng.choice(live))], step)
+        elif what < 0.63:
+            name = key(rng.choice([*live, step + 1]))
+            index.ends.know(name, index.rows.get(name))
+        elif what < 0.65:
+            index.ends.forget(key(rng.choice(live)))
         elif what < 0.7:
             index.evict_first(key(rng.choice(live)), step)
         elif what < 0.8:
