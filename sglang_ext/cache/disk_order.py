@@ -2,11 +2,10 @@
 
 The third tier orders its pages by use; it knows nothing of sessions. The tree does: it knows the
 last page of each conversation that has paused, and what holding it is worth. So it names those of
-least worth (`DiskOrder`), a few at a time, to whoever evicts (`DiskAdvice`); those that it knows
-and does not name are evicted later than their last use alone would have it. Pages that nobody
-knows (of a server before this one, of requests that were aborted) go by use, as long as a
-conversation of which nothing particular is known would be worth less at their age than what else
-could be named.
+least worth (`DiskOrder`), a few at a time, to whoever evicts (`DiskAdvice`). Pages that nobody
+knows (of a server before this one, of requests that were aborted) are named where a conversation of
+which nothing particular is known would be worth less at their age. What is needed beyond what was
+named goes by use.
 
 Where a guard does not trust what was learned, nothing is named, and all go by use.
 
@@ -31,8 +30,6 @@ _MOST = 16_384
 # meanwhile, unless it is used; few are enough, since each is long: 8 in place of 2
 # cost up to 5 points of hits where a tier holds a dozen conversations.
 _AT_ONCE = 2
-# Leaves of what is known that are passed over in one look.
-_LOOKS = 64
 
 
 class DiskOrder:
@@ -130,14 +127,11 @@ class AdvisedStore(Protocol):
     def evict_first_left(self) -> int:
         """How many of them wait."""
 
-    def evict_later(self, key: bytes) -> None:
-        """This does not go for want of use."""
-
     def forget_first(self) -> None:
         """Nothing goes first."""
 
-    def oldest(self) -> tuple[bytes, float, bool] | None:
-        """What goes next for want of use, its age in seconds, whether it is looked after."""
+    def oldest_stranger(self) -> tuple[bytes, float] | None:
+        """What was used least recently of what is not looked after, and seconds since."""
 
     def evicted(self) -> int:
         """Pages evicted so far."""
@@ -155,6 +149,7 @@ class DiskAdvice:
         self.wanted = 0
         self.oldest_s: float | None = None
         self._wake = wake
+        self._stranger: bytes | None = None
         self._trusted = False
         self._told: deque[tuple[str, list[str]]] = deque(maxlen=_MOST)
 
@@ -166,6 +161,12 @@ class DiskAdvice:
     def unknows(self, tail: str) -> None:
         """Scheduler: it is not any more, and goes by use."""
         self._told.append(("unknow", [tail]))
+
+    def name_stranger(self) -> None:
+        """Scheduler: the oldest leaf that it does not know goes first."""
+        self._told.append(("stranger", []))
+        self.wanted = 0
+        self._wake()
 
     def name(self, tails: list[str], *, trusted: bool) -> None:
         """Scheduler: these go first. Where what was learned is not trusted, nothing does."""
@@ -179,24 +180,15 @@ class DiskAdvice:
         """The other thread: tell the store, and look what it needs."""
         while self._told:
             what, tails = self._told.popleft()
-            getattr(store, what)(store.tail_keys(tails))
+            if what == "stranger":
+                store.evict_first([] if self._stranger is None else [self._stranger])
+            else:
+                getattr(store, what)(store.tail_keys(tails))
         if not self._trusted:
             if store.evict_first_left():
                 store.forget_first()
             self.wanted = _AT_ONCE if store.evicted() else 0
             return
-        self.oldest_s = _spare_known(store)
+        oldest = store.oldest_stranger() if store.evicted() else None
+        self._stranger, self.oldest_s = (None, None) if oldest is None else oldest
         self.wanted = max(0, _AT_ONCE - store.evict_first_left()) if store.evicted() else 0
-
-
-def _spare_known(store: AdvisedStore) -> float | None:
-    """Pass over what the scheduler will name in time; returns the age of what is left."""
-    for _ in range(_LOOKS):
-        oldest = store.oldest()
-        if oldest is None:
-            return None
-        key, age_s, known = oldest
-        if not known:
-            return age_s
-        store.evict_later(key)
-    return None

@@ -174,17 +174,13 @@ class DiskTier:
         """See `EvictionAdvice.left`."""
         return self._store.advice.left()
 
-    def evict_later(self, key: bytes) -> None:
-        """See `EvictionAdvice.later`."""
-        self._store.advice.later(key)
-
     def forget_first(self) -> None:
         """See `EvictionAdvice.forget`."""
         self._store.advice.forget()
 
-    def oldest(self) -> tuple[bytes, float, bool] | None:
-        """See `EvictionAdvice.oldest`."""
-        return self._store.advice.oldest()
+    def oldest_stranger(self) -> tuple[bytes, float] | None:
+        """See `EvictionAdvice.oldest_stranger`."""
+        return self._store.advice.oldest_stranger()
 
     def evicted(self) -> int:
         """Pages evicted so far."""

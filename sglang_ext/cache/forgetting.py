@@ -62,8 +62,11 @@ class Forgetting:
                 self.order.paused(turn, page, now)
                 self._advice.knows(page)
         advice = self._advice
-        named = self.order.least(advice.wanted, advice.oldest_s, now) if advice.wanted else []
+        wanted = advice.wanted
+        named = self.order.least(wanted, advice.oldest_s, now) if wanted else []
         advice.name(named, trusted=self.order.trusted)
+        if len(named) < wanted and self.order.trusted and advice.oldest_s is not None:
+            advice.name_stranger()
 
 
 def _is_left(place: object, node: Node) -> bool:

@@ -52,23 +52,14 @@ class EvictionAdvice:
         with self._catalog.lock:
             self._catalog.index.first.clear()
 
-    def later(self, key: bytes) -> None:
-        """Evict a leaf as if it were used now; it does not count as used."""
-        with self._catalog.lock:
-            row = self._catalog.index.rows.get(key, NO_ROW)
-            if row != NO_ROW:
-                self._catalog.index.evict_later(row, self._catalog.now_us())
+    def oldest_stranger(self) -> tuple[bytes, float] | None:
+        """Key of the least recently used leaf that nobody looks after, and seconds since its use.
 
-    def oldest(self) -> tuple[bytes, float, bool] | None:
-        """The leaf that recency evicts next; None: there is none.
-
-        Returns:
-            Its key, the seconds since its use, and whether somebody looks after its chain.
+        None: there is none, or it is far from being the next to go.
         """
         with self._catalog.lock:
             index = self._catalog.index
-            row = index.oldest()
+            row = index.oldest_stranger()
             if row == NO_ROW:
                 return None
-            age_s = (self._catalog.now_us() - index.time_us[row]) / 1e6
-            return index.key_of(row), age_s, index.ends.name_of(row) is not None
+            return index.key_of(row), (self._catalog.now_us() - index.time_us[row]) / 1e6

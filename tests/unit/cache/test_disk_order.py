@@ -16,7 +16,7 @@ class Store:
     """Keys of pages are their hashes."""
 
     def __init__(self, ages=(), evicted=1):
-        self.first, self.later, self.ages, self.gone = [], [], dict(ages), evicted
+        self.first, self.ages, self.gone = [], dict(ages), evicted
         self.known = set()
 
     def tail_keys(self, hashes):
@@ -37,13 +37,9 @@ class Store:
     def forget_first(self):
         self.first.clear()
 
-    def evict_later(self, key):
-        self.later.append(key)
-        del self.ages[key]
-
-    def oldest(self):
-        age_s, key = max(((age, key) for key, age in self.ages.items()), default=(0, None))
-        return None if key is None else (key, age_s, key in self.known)
+    def oldest_stranger(self):
+        strangers = [(age, key) for key, age in self.ages.items() if key not in self.known]
+        return max(strangers)[::-1] if strangers else None
 
     def evicted(self):
         return self.gone
@@ -101,16 +97,19 @@ def test_nothing_is_named_that_is_not_trusted(policy):
     assert order.least(8, None, NOW) == []
 
 
-def test_what_is_trusted_reaches_the_store_and_what_is_known_waits():
+def test_what_is_trusted_reaches_the_store():
     advice, store = DiskAdvice(), Store({b"known": 90.0, b"stranger": 50.0})
     advice.knows("known")
     advice.work(store)
-    assert (store.first, store.later, advice.wanted) == ([], [], 2)
+    assert (store.first, store.known, advice.wanted) == ([], {b"known"}, 2)
     advice.name(["a", "b"], trusted=True)
     assert advice.wanted == 0, "nothing more before the store was looked at"
     advice.work(store)
     assert store.first == [b"a", b"b"]
-    assert (store.later, advice.oldest_s, advice.wanted) == ([b"known"], 50.0, 0)
+    assert (advice.oldest_s, advice.wanted) == (50.0, 0)
+    advice.name_stranger()
+    advice.work(store)
+    assert store.first == [b"a", b"b", b"stranger"]
     advice.name([], trusted=False)
     advice.work(store)
     assert store.first == []

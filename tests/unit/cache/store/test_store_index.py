@@ -289,15 +289,18 @@ def test_what_is_named_has_no_children_and_is_not_read():
     index.check_integrity()
 
 
-def test_a_leaf_that_is_passed_over_goes_later_and_not_for_ever():
+def test_the_oldest_leaf_that_nobody_looks_after():
     index = Index()
+    assert index.oldest_stranger() == NO_ROW
     for number in range(4):
         grow(index, number, time_us=10 + number)
-    index.evict_later(index.rows[key(0)], 12)
-    assert index.oldest() == index.rows[key(1)]
-    assert sorted(numbers(index.evict(0, 3))) == [0, 1, 2]
+    for number in (0, 2):
+        index.ends.know(key(number), index.rows[key(number)])
+    assert index.oldest_stranger() == index.rows[key(1)]
+    index.touch(index.rows[key(1)], 40)
+    assert index.oldest_stranger() == index.rows[key(3)]
+    assert numbers(index.evict(0, 2)) == [0, 2], "what is looked after goes by use, too"
     index.check_integrity()
-    assert index.time_us[index.rows[key(3)]] == 13
 
 
 def test_order_with_advice_holds_together_in_random_steps():
@@ -319,7 +322,8 @@ def test_order_with_advice_holds_together_in_random_steps():
         elif what < 0.7:
             index.evict_first(key(rng.choice(live)), step)
         elif what < 0.8:
-            index.evict_later(index.rows[key(rng.choice(live))], step)
+            found = index.oldest_stranger()
+            assert found == NO_ROW or index.ends.name_of(found) is None
         else:
             wanted = rng.randrange(1, 5)
             assert len(index.evict(0, wanted)) == min(wanted, len(live))
