@@ -27,9 +27,8 @@ __all__ = ["AdvisedStore", "DiskAdvice", "DiskOrder"]
 # Cost: 1 KB each.
 _MOST = 16_384
 # Conversations that are named at a time. What is named is evicted even where it becomes worth more
-# meanwhile, unless it is used; few are enough, since each is long: 8 in place of 2
-# cost up to 5 points of hits where a tier holds a dozen conversations.
-_AT_ONCE = 2
+# meanwhile, unless it is used; few are enough, since each is long.
+_AT_ONCE = 4
 
 
 class DiskOrder:

@@ -141,8 +141,10 @@ class Index:
         Whatever has children, is pinned or was used after ``time_us`` when its turn comes stays.
         """
         row = self.ends.row_of(name)
-        self.first.append((name if row is None else self.key_of(row), time_us))
+        key = name if row is None else self.key_of(row)
         self.ends.forget(name)
+        if key in self.rows:
+            self.first.append((key, time_us))
 
     def evict(self, kind: int, most: int) -> list[tuple[bytes, int]]:
         """Remove leaves until ``most`` pages of ``kind`` are gone: oldest first, then deeper first.

@@ -101,12 +101,12 @@ def test_what_is_trusted_reaches_the_store():
     advice, store = DiskAdvice(), Store({b"known": 90.0, b"stranger": 50.0})
     advice.knows("known")
     advice.work(store)
-    assert (store.first, store.known, advice.wanted) == ([], {b"known"}, 2)
+    assert (store.first, store.known, advice.wanted) == ([], {b"known"}, 4)
     advice.name(["a", "b"], trusted=True)
     assert advice.wanted == 0, "nothing more before the store was looked at"
     advice.work(store)
     assert store.first == [b"a", b"b"]
-    assert (advice.oldest_s, advice.wanted) == (50.0, 0)
+    assert (advice.oldest_s, advice.wanted) == (50.0, 2)
     advice.name_stranger()
     advice.work(store)
     assert store.first == [b"a", b"b", b"stranger"]

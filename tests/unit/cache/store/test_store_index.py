@@ -272,6 +272,7 @@ def test_what_is_named_and_used_stays():
     chain(index, 10, 2, 20)
     for number in (11, 99):
         index.evict_first(key(number), 30)
+    assert len(index.first) == 1, "what is not there takes no place"
     index.touch(index.rows[key(11)], 40)
     assert numbers(index.evict(0, 2)) == [1, 0]
     assert not index.first
