@@ -15,22 +15,28 @@ __all__ = ["LearnedFile"]
 
 logger = logging.getLogger(__name__)
 
-# Longest state that is read: far above what a policy writes.
-_MOST_BYTES = 64_000_000
-
 
 class LearnedFile:
     """A policy's state on disk; nothing that goes wrong with it ends the server.
 
     Args:
         file: made with mode 0600 in a folder of ours.
+        most_bytes: bound of the file; a longer state is not kept. Default 8 MiB: a full one has 6.
         idle_s: time between two writes of a server that pauses now and then. Default a minute.
         busy_s: of one that never does. Default ten minutes: a killed server forgets no more, and
             the 60 ms that its requests wait are one in ten thousand.
     """
 
-    def __init__(self, file: Path, idle_s: float = 60.0, busy_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        file: Path,
+        most_bytes: int = 8 << 20,
+        *,
+        idle_s: float = 60.0,
+        busy_s: float = 600.0,
+    ) -> None:
         self._file = file
+        self._most_bytes = most_bytes
         self._idle_s = idle_s
         self._busy_s = busy_s
         self._saved_s = 0.0
@@ -42,7 +48,7 @@ class LearnedFile:
         try:
             descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW)
             with os.fdopen(descriptor, "rb") as file:
-                return file.read(_MOST_BYTES)
+                return file.read(self._most_bytes)
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -100,6 +106,13 @@ class LearnedFile:
 
     def _write(self, data: bytes) -> None:
         self._written = False
+        if len(data) > self._most_bytes:
+            logger.warning(
+                "What was learned is not kept: %d bytes, and %s may have %d; give a larger "
+                "--ext-l3-size",
+                *(len(data), self._file, self._most_bytes),
+            )
+            return
         fresh = self._file.with_name(f"{self._file.name}.{os.getpid()}.new")  # replicas share it
         try:
             fresh.unlink(missing_ok=True)

@@ -170,13 +170,13 @@ class ExtRadixCache(UnifiedRadixCache):
         self._ended_requests = 0
         self._learned: LearnedFile | None = None
         if policy is not None and settings.state_file:
-            self._learned = self._restored(Path(settings.state_file), policy, ranks)
+            file = LearnedFile(Path(settings.state_file), settings.state_bytes)
+            self._learned = self._restored(file, policy, ranks)
         set_tree(self)
 
     @staticmethod
-    def _restored(path: Path, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
+    def _restored(file: LearnedFile, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
         """Give the policy what the first rank finds; returns the file of the rank that writes it."""
-        file = LearnedFile(path)
         mine = _NOW.pack(time.time()) + file.read() if ranks.is_first else b""
         told = ranks.from_first(mine)
         file.load(policy, told[_NOW.size :], _NOW.unpack_from(told)[0])

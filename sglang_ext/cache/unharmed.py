@@ -6,7 +6,7 @@ Pure: neither torch nor SGLang is imported.
 import functools
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from sglang_ext.cache.quiet import LogGate
 
@@ -14,22 +14,20 @@ __all__ = ["unharmed"]
 
 logger = logging.getLogger(__name__)
 
-_Result = TypeVar("_Result")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _gate = LogGate()
 
 
-def unharmed(
-    otherwise: _Result,
-) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+def unharmed(otherwise: object) -> Callable[[_Function], _Function]:
     """Make a function that logs what it raises, once in a while, and returns ``otherwise``.
 
     Args:
         otherwise: the result of a call that failed.
     """
 
-    def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
-        def call(*args: object, **kwargs: object) -> _Result:
+        def call(*args: object, **kwargs: object) -> object:
             try:
                 return function(*args, **kwargs)
             except Exception as error:
@@ -42,6 +40,6 @@ def unharmed(
                     )
                 return otherwise
 
-        return call
+        return cast("_Function", call)
 
     return decorate

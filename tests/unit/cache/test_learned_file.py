@@ -4,10 +4,14 @@ import stat
 import threading
 from pathlib import Path
 
+import pytest
+
 from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.learned_file import LearnedFile
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival
+from sglang_ext.cache.state import check_state
+from sglang_ext.errors import ConfigError
 
 
 def taught():
@@ -80,3 +84,23 @@ def test_damage_is_a_fresh_start(tmp_path):
 
 def test_folder_that_is_gone_stops_nothing(tmp_path):
     assert not LearnedFile(tmp_path / "no" / "policy.state").close(taught(), 100.0)
+
+
+def test_a_state_that_is_too_long_is_not_kept(tmp_path):
+    path = tmp_path / "policy.state"
+    assert not LearnedFile(path, most_bytes=100).close(taught(), 100.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path):
+    path = tmp_path / "policy.state"
+    check_state(path)
+    assert LearnedFile(path).close(taught(), 100.0)
+    check_state(path)
+    path.write_text("my note")
+    with pytest.raises(ConfigError, match="not the state of a cache policy"):
+        check_state(path)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="cannot use"):
+        check_state(path)
