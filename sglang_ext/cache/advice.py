@@ -1,8 +1,7 @@
 """Advice of clients about their sessions, on its way to the scheduler.
 
-It travels with the next requests, in the same action as what is known of them. Nothing is evicted
-while none comes, so it is never late; and all ranks of a replica hear it at the same point of the
-same stream.
+It travels with the next requests, in the same action as what is known of them; until one comes it
+waits. All ranks of a replica hear it at the same point of the same stream.
 
 Pure: neither torch nor SGLang is imported.
 """
@@ -23,7 +22,9 @@ ACTIONS = ("pause", "resume", "end", "pin")
 _LONGEST_S = 86_400.0
 # Advice that waits for a request, and how much of it one request takes along.
 _WAITING, _AT_ONCE = 4096, 64
-# Replicas are reached by chance; each advice goes along with so many requests for each of them.
+# Each advice goes along with so many requests, since one may be refused on its way.
+_TRIES = 3
+# Replicas are reached by chance; with so many for each of them.
 _REPEATS = 16
 
 
@@ -67,7 +68,7 @@ class Outbox:
     """
 
     def __init__(self, replicas: int = 1) -> None:
-        self._repeats = 1 if replicas <= 1 else replicas * _REPEATS
+        self._repeats = _TRIES if replicas <= 1 else replicas * _REPEATS
         self._numbers = itertools.count()
         self._waiting: deque[tuple[list[Any], int]] = deque(maxlen=_WAITING)
 

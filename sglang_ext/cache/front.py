@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 PATHS = ("/ext/session", "/v1/ext/session")
 _outbox = Outbox()
 
+_Describe = Callable[[list[Any], Any], dict[str, Any]]
+
 
 def add_routes(replicas: int = 1) -> None:
     """Put the endpoints on SGLang's application; its API key guards them like all others."""
@@ -48,29 +50,59 @@ def add_routes(replicas: int = 1) -> None:
 def carry_request(
     original: Callable[..., Any], manager: Any, obj: Any, request: Any = None, **kwargs: Any
 ) -> Any:
-    """AROUND ``TokenizerManager.generate_request``: what is known of a request goes with it."""
+    """AROUND ``TokenizerManager.generate_request``: what is known of a request goes with it.
+
+    Nothing goes with SGLang's health checks: they come without an API key, with headers of whoever
+    asks, and are dropped where the server is busy.
+    """
     if hasattr(obj, "kv_hints"):
-        try:
-            obj.kv_hints = _with_ours(obj.kv_hints, request)
-        except Exception:  # no request is refused for what is learned of it
-            logger.debug("A request was not described", exc_info=True)
+        describe = _nothing if is_health_check(getattr(obj, "rid", None)) else _told
+        obj.kv_hints = _with_ours(obj.kv_hints, request, describe)
     return original(manager, obj, request, **kwargs)
 
 
-def _with_ours(hints: Any, request: Any) -> Any:
-    """A client's hints with our action in them, and nothing else under its name."""
+def is_health_check(rid: object) -> bool:
+    """Whether a request with this id is SGLang's own look at its health."""
+    from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+
+    return isinstance(rid, str) and rid.startswith(HEALTH_CHECK_RID_PREFIX)
+
+
+def _with_ours(hints: Any, request: Any, describe: _Describe) -> Any:
+    """A client's hints with our action in them, and nothing else under its name.
+
+    Args:
+        hints: an envelope, or a list of them for a batch.
+        request: FastAPI's, where there is one.
+        describe: what goes into our action, from the client's other actions and the request.
+    """
     if isinstance(hints, list):
-        return [_with_ours(each, request) for each in hints]
+        return [_with_ours(each, request, describe) for each in hints]
     envelope = _plain(hints)
     if envelope is None:  # not of the right form: SGLang says so
         return hints
-    kept = [act for act in envelope["actions"] if act.get("action_type") != ACTION]
-    named = next((_payload(act) for act in kept if "session_id" in _payload(act)), {})
+    actions = [act for act in envelope["actions"] if act.get("action_type") != ACTION]
+    try:
+        told = describe(actions, request)
+    except Exception:  # no request is refused for what is learned of it
+        logger.debug("A request was not described", exc_info=True)
+        told = {}
+    if told:
+        actions.append(action(told))
+    return {**envelope, "actions": actions} if told or hints else hints
+
+
+def _nothing(_actions: list[Any], _request: Any) -> dict[str, Any]:
+    return {}
+
+
+def _told(actions: list[Any], request: Any) -> dict[str, Any]:
+    named = next((_payload(act) for act in actions if "session_id" in _payload(act)), {})
     told = describe_request(_body(request), _headers(request), named, time.time())
     advice = _outbox.take()
     if advice:
         told["advice"] = advice
-    return {**envelope, "actions": [*kept, action(told)]}
+    return told
 
 
 def _plain(hints: Any) -> dict[str, Any] | None:

@@ -19,6 +19,9 @@ __all__ = ["Clock", "Known", "Requests"]
 # Requests that run or wait, and answers whose session is remembered for ``previous_response_id``.
 # Default: 65,536. Cost: 300 bytes each.
 _MOST = 65_536
+# After this time a request counts as ended. SGLang does not tell of every end (a request that was
+# retracted and then aborted on a decode server). One that still runs keeps its lock on the tree.
+_LONGEST_S = 3600.0
 
 
 class Clock:
@@ -136,13 +139,19 @@ class Requests:
             arrival = Arrival(known.tokens, marks, known.session, known.agent, model, known.tenant)
             known.turn, changed = self.policy.arrive(known.arrived_s, arrival)
         self._known[rid] = known
-        if len(self._known) > _MOST:
-            changed += self.end(next(iter(self._known)), Stop.OTHER, -1)
+        changed += self._end_overdue()
         if name is not None:
             self._answered[rid] = name
             if len(self._answered) > _MOST:
                 self._answered.popitem(last=False)
         return known, changed
+
+    def _end_overdue(self) -> list[Turn]:
+        """End the oldest request where there are too many, or where it is too old."""
+        oldest = next(iter(self._known.values()))
+        if len(self._known) <= _MOST and self.clock() - oldest.arrived_s < _LONGEST_S:
+            return []
+        return self.end(oldest.rid, Stop.OTHER, -1)
 
     def end(self, rid: str, stop: Stop, output_tokens: int) -> list[Turn]:
         """The answer is complete, or will never be; returns turns whose worth has changed."""

@@ -33,6 +33,7 @@ from sglang_ext.cache.carrier import carried_by
 from sglang_ext.cache.conversation import FEATURES, Stop
 from sglang_ext.cache.disk_order import DiskOrder
 from sglang_ext.cache.forgetting import Forgetting
+from sglang_ext.cache.front import is_health_check
 from sglang_ext.cache.hooks import disk_tier, set_tree
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.install import BACKEND
@@ -49,6 +50,7 @@ from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
 from sglang_ext.cache.tree_metrics import TreeMetrics
+from sglang_ext.cache.unharmed import unharmed
 
 __all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
 
@@ -172,13 +174,13 @@ class ExtRadixCache(UnifiedRadixCache):
         self._forgetting: Forgetting | None = None
         self._learned: LearnedFile | None = None
         if policy is not None and settings.state_file:
-            self._learned = self._restored(Path(settings.state_file), policy, ranks)
+            file = LearnedFile(Path(settings.state_file), settings.state_bytes)
+            self._learned = self._restored(file, policy, ranks)
         set_tree(self)
 
     @staticmethod
-    def _restored(path: Path, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
+    def _restored(file: LearnedFile, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
         """Give the policy what the first rank finds; returns the file where it is this rank's."""
-        file = LearnedFile(path)
         mine = _NOW.pack(time.time()) + file.read() if ranks.is_first else b""
         told = ranks.from_first(mine)
         file.load(policy, told[_NOW.size :], _NOW.unpack_from(told)[0])
@@ -226,10 +228,17 @@ class ExtRadixCache(UnifiedRadixCache):
         if req.finished():
             self._finish(req)
 
+    def claim_kv_row(self, req: Any) -> bool:
+        """A streaming session keeps the memory of its request, which is released to nobody."""
+        claimed = bool(super().claim_kv_row(req))
+        if claimed and req.finished():
+            self._finish(req)
+        return claimed
+
     def release_aborted_request(self, request: Any) -> None:
         """A request will not be answered."""
         super().release_aborted_request(request)
-        self._reconsider(self.requests.end(request.rid, Stop.OTHER, -1))
+        self._abort(request.rid)
 
     def _handle_prefetch_result(self, operation: Any) -> None:
         known = self.requests.get(operation.handle.rid)
@@ -243,10 +252,11 @@ class ExtRadixCache(UnifiedRadixCache):
         """The process ends."""
         super().shutdown()
         if self._learned and self.policy:
-            self._learned.save(self.policy, self.requests.clock(), anyway=True)
+            self._learned.close(self.policy, self.requests.clock())
         if self._log is not None:
             self._log.close()
 
+    @unharmed(0)
     def advise(self, action: str, session: str, seconds: float) -> int:
         """Advice of a client; returns how many conversations it is about."""
         changed = self.requests.advise(action, session, seconds)
@@ -262,25 +272,22 @@ class ExtRadixCache(UnifiedRadixCache):
         finally:
             core.turn, core.tenant = None, ""
 
+    @unharmed(None)
     def _arrive(self, req: Any) -> Known | None:
         known = self.requests.get(req.rid)
         if known is not None:
             return known
-        if req.finished():
+        if req.finished() or is_health_check(req.rid):
             return None
         carried = carried_by(req.kv_hints)
-        try:
-            known, changed = self.requests.arrive(
-                req.rid,
-                req.origin_input_ids,
-                (req.extra_key, req.cache_salt),
-                carried,
-                session=req.session_id,
-                model=req.lora_id or "",
-            )
-        except Exception:  # whatever it is: no request is refused for what is learned of it
-            logger.exception("A request was not understood; the cache serves it all the same")
-            return None
+        known, changed = self.requests.arrive(
+            req.rid,
+            req.origin_input_ids,
+            (req.extra_key, req.cache_salt),
+            carried,
+            session=req.session_id,
+            model=req.lora_id or "",
+        )
         for advice in self.advised.fresh(carried.get("advice")):
             self.totals[f"advice_{advice[0]}"] += self.advise(*advice)
         index = self.tree_core.index
@@ -290,6 +297,7 @@ class ExtRadixCache(UnifiedRadixCache):
         self._reconsider(changed)
         return known
 
+    @unharmed(None)
     def _matched(self, known: Known, result: Any, key: Any) -> None:
         """The path that was found belongs to the request from now on."""
         index = self.tree_core.index
@@ -303,6 +311,11 @@ class ExtRadixCache(UnifiedRadixCache):
             index.touch(node, known.turn, known.arrived_s)
         self.regret.asked(node.id, node.end, self.tree_core.keys_of(key), len(key), known.arrived_s)
 
+    @unharmed(None)
+    def _abort(self, rid: str) -> None:
+        self._reconsider(self.requests.end(rid, Stop.OTHER, -1))
+
+    @unharmed(None)
     def _finish(self, req: Any) -> None:
         known = self.requests.get(req.rid)
         if known is None:
@@ -371,8 +384,8 @@ class ExtRadixCache(UnifiedRadixCache):
         """A request has ended: its line in the log, and counts in the metrics."""
         if self._log is not None:
             self._log.put(known, stop, output_tokens, self.requests.clock())
-        if self._learned and self.policy and not len(self.requests):
-            self._learned.save(self.policy, self.requests.clock())
+        if self._learned and self.policy:
+            self._learned.save(self.policy, self.requests.clock(), busy=len(self.requests) > 0)
         if self._metrics is None:
             return
         counts = {**self.totals, **self.tree_core.counts, **self._disk_moves()}

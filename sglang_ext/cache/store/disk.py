@@ -55,8 +55,8 @@ class Disk(Protocol):
     def stat(self, file: int) -> os.stat_result:
         """Status of an open file."""
 
-    def lock(self, file: int) -> bool:
-        """Take the exclusive lock of an open file; False where somebody has it."""
+    def lock(self, file: int, *, shared: bool = False) -> bool:
+        """Take the lock of an open file, for itself or shared; False where somebody has it."""
 
 
 class RealDisk:
@@ -99,10 +99,10 @@ class RealDisk:
     def stat(self, file: int) -> os.stat_result:
         return os.fstat(file)
 
-    def lock(self, file: int) -> bool:
+    def lock(self, file: int, *, shared: bool = False) -> bool:
         # flock and not lockf: a second store in the same process has to be refused as well.
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True

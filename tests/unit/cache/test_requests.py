@@ -73,6 +73,15 @@ def test_what_never_ends_is_forgotten_in_the_end(requests, ended, monkeypatch):
     assert requests.end("a", Stop.END, 1) == []
 
 
+def test_what_runs_for_an_hour_counts_as_ended(requests, ended):
+    arrive(requests, "a", session="a")
+    arrive(requests, "b", session="b", received=3599.0)
+    assert not ended
+    arrive(requests, "c", session="c", received=3600.0)
+    assert [(known.rid, stop) for known, stop, _ in ended] == [("a", Stop.OTHER)]
+    assert requests.get("b") is not None
+
+
 def test_advice_reaches_the_policy(requests):
     arrive(requests, "a", session="s")
     requests.end("a", Stop.TOOL, 1)
