@@ -32,6 +32,10 @@ __all__ = ["Keeper"]
 
 logger = logging.getLogger(__name__)
 
+# Between two rounds of the store's own thread while the disk fails. The longest delays by so much
+# what is durable once it works again.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -71,7 +75,7 @@ class Keeper:
         self._checkpointing = threading.Lock()
         self._wake = threading.Event()
         self._wanted = False
-        self._ended = False
+        self._ending = threading.Event()
         self._drain: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
         self.folder = StoreFolder(folder, disk, writer=True)
@@ -183,6 +187,8 @@ class Keeper:
             self._write_journal()
         except OSError as error:
             self._health.failed(error)
+            with self.catalog.lock:
+                self.catalog.refused["disk"] += len(done)
             return []
         return done
 
@@ -224,7 +230,7 @@ class Keeper:
             drain: blocks until no operation is under way.
         """
         self._drain = drain
-        self._ended = True
+        self._ending.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(self._stall_s)
@@ -269,17 +275,23 @@ class Keeper:
             logger.warning("page store: the last sync failed: %s", error)
 
     def _run(self, tick: Callable[[], None]) -> None:
-        while True:
-            self._wake.wait(self._interval_s)
+        pause_s = 0.0
+        while not self._ending.wait(pause_s):
+            if not pause_s:
+                self._wake.wait(self._interval_s)
             self._wake.clear()
-            if self._ended:
+            if self._ending.is_set():
                 break
+            # A checkpoint that cannot be written is wanted at once again: without a pause this
+            # thread would do nothing but fail, and hold Python's lock.
+            pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             try:
                 tick()
                 self.sync()
                 self._checkpoint_now()
                 self._room.synced()
                 self._room.recycle()
+                pause_s = 0.0
             except OSError as error:
                 self._health.failed(error)
             except Exception as error:
