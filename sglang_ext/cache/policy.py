@@ -11,8 +11,8 @@ A node whose conversation has moved on without it is a branch that was rewritten
 once anything was learned. A cold policy equals LRU.
 
 Advice of clients (`announce`, `end`) is a feature like any other: it is believed as far as it came
-true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.order.Shares`
-keeps tenants apart.
+true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.shares` keeps
+tenants apart.
 
 Pure: neither torch nor SGLang is imported, time is an argument: seconds that do not go back and
 survive a restart (wall-clock time).

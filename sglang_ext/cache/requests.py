@@ -57,6 +57,7 @@ class Known:
     agent: bool
     marks: Sequence[int] = field(default_factory=list)
     turn: Turn | None = None
+    place: str = ""  # of its tenant, where memory is shared (`sglang_ext.cache.shares`)
     matched: bool = False
     tools: str = ""  # how the request may call tools: "", "auto" or "required"
 

@@ -220,7 +220,7 @@ class ExtRadixCache(UnifiedRadixCache):
     def _for(self, known: Known | None, call: Any, *args: Any, **kwargs: Any) -> Any:
         """Call on behalf of a request: what it makes in the tree is its own."""
         core = self.tree_core
-        core.turn, core.tenant = (known.turn, known.tenant) if known else (None, "")
+        core.turn, core.tenant = (known.turn, known.place) if known else (None, "")
         try:
             return call(*args, **kwargs)
         finally:
@@ -249,8 +249,7 @@ class ExtRadixCache(UnifiedRadixCache):
             self.totals[f"advice_{advice[0]}"] += self.advise(*advice)
         index = self.tree_core.index
         if index is not None:
-            for shares in (index.device_shares, index.host_shares):
-                shares.seen(known.tenant, known.arrived_s)
+            known.place = index.tenants.seen(known.tenant, known.arrived_s)
         self._reconsider(changed)
         return known
 
