@@ -1,8 +1,8 @@
 """Advice of clients about their sessions, on its way to the scheduler.
 
-It travels with the next requests, in the same action as what is known of them. Nothing is evicted
-while none comes, so it is never late; and all ranks of a replica hear it at the same point of the
-same stream.
+It travels with the next requests, in the same action as what is known of them: so all ranks of a
+replica hear it at the same point of the same stream. Until one comes it waits; what is evicted in
+between, by a request that runs on, is chosen without it.
 
 Pure: neither torch nor SGLang is imported.
 """
@@ -23,8 +23,10 @@ ACTIONS = ("pause", "resume", "end", "pin")
 _LONGEST_S = 86_400.0
 # Advice that waits for a request, and how much of it one request takes along.
 _WAITING, _AT_ONCE = 4096, 64
+# A request may be refused before it reaches the scheduler, so each advice travels so many times.
+_TIMES = 3
 # Replicas are reached by chance; each advice goes along with so many requests for each of them.
-_REPEATS = 16
+_TIMES_A_REPLICA = 16
 
 
 def read_advice(body: object) -> tuple[str, str, float]:
@@ -67,13 +69,13 @@ class Outbox:
     """
 
     def __init__(self, replicas: int = 1) -> None:
-        self._repeats = 1 if replicas <= 1 else replicas * _REPEATS
+        self._times = _TIMES if replicas <= 1 else replicas * _TIMES_A_REPLICA
         self._numbers = itertools.count()
         self._waiting: deque[tuple[list[Any], int]] = deque(maxlen=_WAITING)
 
     def put(self, action: str, session: str, seconds: float) -> None:
         """Advice has come; the oldest is dropped where too much waits."""
-        self._waiting.append(([next(self._numbers), action, session, seconds], self._repeats))
+        self._waiting.append(([next(self._numbers), action, session, seconds], self._times))
 
     def take(self) -> list[list[Any]]:
         """What goes along with the request at hand."""

@@ -133,7 +133,7 @@ class Requests:
             tools=str(carried.get("tools") or ""),
         )
         changed: list[Turn] = []
-        if self.policy is not None:
+        if self.policy is not None and marks:  # of less than a block nothing is to be learned
             arrival = Arrival(known.tokens, marks, known.session, known.agent, model, known.tenant)
             known.turn, changed = self.policy.arrive(known.arrived_s, arrival)
         self._known[rid] = known

@@ -35,6 +35,7 @@ from sglang_ext.cache.learned_file import LearnedFile
 from sglang_ext.cache.marks import Marks
 from sglang_ext.cache.mirror import Node
 from sglang_ext.cache.policy import Policy, PolicyLimits
+from sglang_ext.cache.probes import is_probe
 from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
 from sglang_ext.cache.request_log import RequestLog
@@ -230,7 +231,7 @@ class ExtRadixCache(UnifiedRadixCache):
         known = self.requests.get(req.rid)
         if known is not None:
             return known
-        if req.finished():
+        if req.finished() or is_probe(req.rid):
             return None
         carried = carried_by(req.kv_hints)
         try:

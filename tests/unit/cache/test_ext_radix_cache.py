@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from support.ext_cache import ExtCache
 
 from sglang_ext.cache.shares import TENANTS
@@ -47,3 +48,21 @@ def test_a_tenant_that_comes_after_many_others_has_its_share(time):
         made.request(f"again {number}", prompt(number), cache_salt="late") for number in range(10)
     ]
     assert sum(made.arrive(req).device_prefix_len for req in late) == 100
+
+
+def test_health_checks_are_not_learned_from(time):
+    made = ExtCache()
+    probe = made.request(f"{HEALTH_CHECK_RID_PREFIX}_1", prompt(1, 40), {"session": "s"})
+    made.serve(probe)
+    assert made.cache.policy.inspect()["conversations"] == 0
+    assert made.cache.describe()["tokens"] == {}
+
+
+def test_prompts_below_a_block_are_not_learned_from(time):
+    made = ExtCache(block_tokens=16)
+    made.serve(made.request("a", prompt(1, 40), {"session": "s"}))
+    (alice,) = made.cache.policy.sessions.of_session("s")
+    made.serve(made.request("b", prompt(2, 15), {"session": "s"}))
+    assert not alice.superseded
+    assert made.cache.policy.inspect()["pauses"] == 1
+    assert made.cache.describe()["tokens"]["asked"] == 55
