@@ -31,7 +31,8 @@ __all__ = ["CONVERSATIONS", "LONGEST_NAME", "Arrival", "Sessions", "session_hint
 CONVERSATIONS = 16_384
 # Longest name of a session that clients may give; longer ones are nobody's.
 LONGEST_NAME = 512
-# Conversations of one session that a new one can supersede. More are left alone.
+# Latest conversations of one session that a new one can supersede, and that advice is about. More
+# are left alone: `user` may be one name for thousands.
 _SIBLINGS = 32
 
 
@@ -138,8 +139,8 @@ class Sessions:
         return features(conversation, 0 if key is None else self._parallel.get(key, 0))
 
     def of_session(self, session: str) -> Iterable[Conversation]:
-        """Conversations of ``session`` that are remembered, the oldest first."""
-        for number in self._sessions.get(session, ()):
+        """The latest conversations of ``session``, a bounded number of them, the oldest first."""
+        for number in self._sessions.get(session, ())[-_SIBLINGS:]:
             yield self._all[number]
 
     def head(self, mark: int) -> Conversation | None:
