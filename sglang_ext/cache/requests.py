@@ -19,6 +19,8 @@ __all__ = ["Clock", "Known", "Requests"]
 # Requests that run or wait, and answers whose session is remembered for ``previous_response_id``.
 # Default: 65,536. Cost: 300 bytes each.
 _MOST = 65_536
+# A request that runs for so long has ended without a word of it.
+_LONGEST_S = 21_600.0
 
 
 class Clock:
@@ -137,8 +139,9 @@ class Requests:
             arrival = Arrival(known.tokens, marks, known.session, known.agent, model, known.tenant)
             known.turn, changed = self.policy.arrive(known.arrived_s, arrival)
         self._known[rid] = known
-        if len(self._known) > _MOST:
-            changed += self.end(next(iter(self._known)), Stop.OTHER, -1)
+        oldest = next(iter(self._known.values()))
+        if len(self._known) > _MOST or known.arrived_s - oldest.arrived_s > _LONGEST_S:
+            changed += self.end(oldest.rid, Stop.OTHER, -1)
         if name is not None:
             self._answered[rid] = name
             if len(self._answered) > _MOST:

@@ -10,6 +10,7 @@ Source: ``mem_cache/registry.py`` and ``mem_cache/unified_radix_cache.py``, rele
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from sglang_ext.cache.marks import Marks
 from sglang_ext.cache.mirror import Node
 from sglang_ext.cache.policy import Policy, PolicyLimits
 from sglang_ext.cache.probes import is_probe
+from sglang_ext.cache.quiet import LogGate
 from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
 from sglang_ext.cache.request_log import RequestLog
@@ -136,6 +138,7 @@ class ExtRadixCache(UnifiedRadixCache):
         self._parser = settings.tool_call_parser
         self._tool_calls: ToolCalls | None = None
         self.totals: Counter[str] = Counter()
+        self._gate = LogGate()
         self._host_tokens = self.device_tokens
         rank = Recency() if policy is None else Learned(policy, policy.guard(self.device_tokens))
         self._host_rank = None if policy is None else Learned(policy)
@@ -174,10 +177,10 @@ class ExtRadixCache(UnifiedRadixCache):
         """Look a prefix up; the first look-up of a request is its arrival."""
         if params.req is None or self.disable:
             return super().match_prefix(params)
-        known = self._arrive(params.req)
+        known = self._note("seen", self._arrive, params.req)
         result = self._for(known, super().match_prefix, params)
         if known is not None:
-            self._matched(known, result, params.key)
+            self._note("looked up", self._matched, known, result, params.key)
         return result
 
     def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
@@ -189,12 +192,19 @@ class ExtRadixCache(UnifiedRadixCache):
         """A request gives its memory back: its answer is complete, or it was retracted."""
         super().on_release(req, checkpointed=checkpointed)
         if req.finished():
-            self._finish(req)
+            self._note("finished", self._finish, req)
+
+    def claim_kv_row(self, req: Any) -> bool:
+        """A streaming session keeps what a request has; then nothing is released."""
+        claimed: bool = super().claim_kv_row(req)
+        if claimed and req.finished():
+            self._note("finished", self._finish, req)
+        return claimed
 
     def release_aborted_request(self, request: Any) -> None:
         """A request will not be answered."""
         super().release_aborted_request(request)
-        self._reconsider(self.requests.end(request.rid, Stop.OTHER, -1))
+        self._note("aborted", self._aborted, request.rid)
 
     def _handle_prefetch_result(self, operation: Any) -> None:
         known = self.requests.get(operation.handle.rid)
@@ -208,7 +218,8 @@ class ExtRadixCache(UnifiedRadixCache):
         """The process ends."""
         super().shutdown()
         if self._learned and self.policy:
-            self._learned.save(self.policy, self.requests.clock(), anyway=True)
+            now = self.requests.clock()
+            self._note("saved", self._learned.save, self.policy, now, anyway=True)
         if self._log is not None:
             self._log.close()
 
@@ -227,6 +238,21 @@ class ExtRadixCache(UnifiedRadixCache):
         finally:
             core.turn, core.tenant = None, ""
 
+    def _note(self, what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Keep the books; None where that fails. The scheduler would end on the exception."""
+        try:
+            return call(*args, **kwargs)
+        except Exception:
+            self.totals["faults"] += 1
+            others = self._gate.admits(what)
+            if others is not None:
+                logger.exception(
+                    "Requests are served, but one that was %s is not in the books of the cache "
+                    "policy; %d more since the last line",
+                    *(what, others),
+                )
+            return None
+
     def _arrive(self, req: Any) -> Known | None:
         known = self.requests.get(req.rid)
         if known is not None:
@@ -234,20 +260,16 @@ class ExtRadixCache(UnifiedRadixCache):
         if req.finished() or is_probe(req.rid):
             return None
         carried = carried_by(req.kv_hints)
-        try:
-            known, changed = self.requests.arrive(
-                req.rid,
-                req.origin_input_ids,
-                (req.extra_key, req.cache_salt),
-                carried,
-                session=req.session_id,
-                model=req.lora_id or "",
-            )
-        except Exception:  # whatever it is: no request is refused for what is learned of it
-            logger.exception("A request was not understood; the cache serves it all the same")
-            return None
+        known, changed = self.requests.arrive(
+            req.rid,
+            req.origin_input_ids,
+            (req.extra_key, req.cache_salt),
+            carried,
+            session=req.session_id,
+            model=req.lora_id or "",
+        )
         for advice in self.advised.fresh(carried.get("advice")):
-            self.totals[f"advice_{advice[0]}"] += self.advise(*advice)
+            self.totals[f"advice_{advice[0]}"] += self._note("advised", self.advise, *advice) or 0
         index = self.tree_core.index
         if index is not None:
             known.place = index.tenants.seen(known.tenant, known.arrived_s)
@@ -282,13 +304,16 @@ class ExtRadixCache(UnifiedRadixCache):
         self.totals["asked"] += known.tokens
         self._reconsider(self.requests.end(req.rid, stop, len(req.output_ids)))
 
+    def _aborted(self, rid: str) -> None:
+        self._reconsider(self.requests.end(rid, Stop.OTHER, -1))
+
     def _reconsider(self, turns: Any) -> None:
         index = self.tree_core.index
         if index is not None and turns:
             index.reconsider(turns, self.requests.clock())
 
     def _lost(self, node: Node) -> None:
-        self.regret.lost(node, self.requests.clock())
+        self._note("evicted", self.regret.lost, node, self.requests.clock())
 
     def describe(self) -> dict[str, Any]:
         """State and counters as plain values, for ``/server_info``."""

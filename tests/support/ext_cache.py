@@ -73,6 +73,13 @@ class ExtCache:
         req.finished_reason = FINISH_LENGTH(len(answer))
         self.cache.on_release(req, checkpointed=True)
 
+    def claim(self, req, answer=(7,)):
+        """A streaming session keeps the record of a finished request."""
+        req.output_ids.extend(answer)
+        req.finished_reason = FINISH_LENGTH(len(answer))
+        self.cache.session.try_cache_finished_req = lambda req: True
+        return self.cache.claim_kv_row(req)
+
     def serve(self, req):
         """All of it."""
         self.arrive(req)

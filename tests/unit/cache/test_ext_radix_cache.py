@@ -66,3 +66,84 @@ def test_prompts_below_a_block_are_not_learned_from(time):
     assert not alice.superseded
     assert made.cache.policy.inspect()["pauses"] == 1
     assert made.cache.describe()["tokens"]["asked"] == 55
+
+
+def test_a_request_is_one_arrival_however_often_it_is_looked_up(time):
+    made = ExtCache()
+    req = made.request("a", prompt(1, 40))
+    made.arrive(req)
+    made.insert(req)
+    made.cache.on_release(req, checkpointed=False)  # retracted
+    assert len(made.cache.requests) == 1
+    made.arrive(req)
+    made.finish(req)
+    assert len(made.cache.requests) == 0
+    assert made.cache.policy.inspect()["conversations"] == 1
+
+
+def test_an_aborted_request_ends(time):
+    made = ExtCache()
+    req = made.request("a", prompt(1, 40))
+    made.arrive(req)
+    made.cache.release_aborted_request(req.cache_request_handle)
+    assert len(made.cache.requests) == 0
+    assert made.cache.policy.inspect()["pauses"] == 1
+
+
+def test_answers_to_one_prompt_are_requests_of_their_own(time):
+    made = ExtCache()
+    both = [made.request(rid, prompt(1, 40)) for rid in "ab"]
+    for req in both:
+        made.arrive(req)
+        made.insert(req)
+    for req in both:
+        made.finish(req)
+    assert len(made.cache.requests) == 0
+    assert made.cache.describe()["tokens"]["asked"] == 80
+
+
+def test_a_request_of_a_streaming_session_ends(time):
+    made = ExtCache()
+    req = made.request("a", prompt(1, 40))
+    req.cached_tokens_device = 16
+    made.arrive(req)
+    assert made.claim(req)
+    assert len(made.cache.requests) == 0
+    assert made.cache.describe()["tokens"]["hit_device"] == 16
+    assert made.cache.policy.inspect()["pauses"] == 1
+
+
+@pytest.mark.parametrize(
+    "part", ["requests.arrive", "requests.end", "requests.advise", "regret.asked"]
+)
+def test_a_fault_in_the_books_does_not_reach_the_scheduler(time, monkeypatch, part):
+    made = ExtCache()
+
+    def fail(*args, **kwargs):
+        raise FloatingPointError(part)
+
+    holder, name = part.split(".")
+    told = {"advice": [[0, "end", "s", 0.0]]}
+    whole, gone = made.request("a", prompt(1, 40), told), made.request("b", prompt(2, 40))
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(made.cache, holder), name, fail)
+        made.arrive(whole)
+        made.arrive(gone)
+        made.insert(whole)
+        made.finish(whole)
+        made.cache.release_aborted_request(gone.cache_request_handle)
+    assert made.cache.describe()["tokens"]["faults"] > 0
+    later = made.request("c", [*prompt(1, 40), 5])
+    assert made.arrive(later).device_prefix_len == 40
+
+
+@pytest.mark.parametrize("name", ["lock", "unlock"])
+def test_a_fault_in_the_mirror_does_not_reach_the_scheduler(time, monkeypatch, name):
+    made = ExtCache()
+    req = made.request("a", prompt(1, 40))
+    made.arrive(req)
+    node = made.insert(req).last_device_node
+    monkeypatch.setattr(made.cache.tree_core.index, name, lambda *args: 1 / 0)
+    held = made.cache.inc_lock_ref(node)
+    made.cache.dec_lock_ref(node, held.to_dec_params())
+    assert made.cache.describe()["moves"]["lost"] == 1

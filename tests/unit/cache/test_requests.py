@@ -73,6 +73,15 @@ def test_what_never_ends_is_forgotten_in_the_end(requests, ended, monkeypatch):
     assert requests.end("a", Stop.END, 1) == []
 
 
+def test_what_ran_for_hours_has_ended_unseen(requests, ended):
+    lost = arrive(requests, "lost", received=1.0)
+    arrive(requests, "a", received=20_000.0)
+    assert not ended
+    arrive(requests, "b", received=21_700.0)
+    assert [(known.rid, stop) for known, stop, _ in ended] == [("lost", Stop.OTHER)]
+    assert lost.turn.curve is not None or not lost.turn.is_current
+
+
 def test_advice_reaches_the_policy(requests):
     arrive(requests, "a", session="s")
     requests.end("a", Stop.TOOL, 1)
