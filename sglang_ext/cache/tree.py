@@ -337,8 +337,9 @@ class ExtRadixCache(UnifiedRadixCache):
         """A request has ended: its line in the log, and counts in the metrics."""
         if self._log is not None:
             self._log.put(known, stop, output_tokens, self.requests.clock())
-        if self._learned and self.policy and not len(self.requests):
-            self._learned.save(self.policy, self.requests.clock())
+        if self._learned and self.policy:
+            now, busy = self.requests.clock(), bool(len(self.requests))
+            self._learned.save(self.policy, now, busy=busy)
         if self._metrics is None:
             return
         counts = {**self.totals, **self.tree_core.counts}

@@ -15,6 +15,7 @@ def time(monkeypatch):
     time = SimpleNamespace(now=1e6)
     stub = SimpleNamespace(time=lambda: time.now)
     monkeypatch.setattr("sglang_ext.cache.requests.time", stub)
+    monkeypatch.setattr("sglang_ext.cache.tree.time", stub)
     return time
 
 
@@ -147,3 +148,24 @@ def test_a_fault_in_the_mirror_does_not_reach_the_scheduler(time, monkeypatch, n
     held = made.cache.inc_lock_ref(node)
     made.cache.dec_lock_ref(node, held.to_dec_params())
     assert made.cache.describe()["moves"]["lost"] == 1
+
+
+def test_a_busy_server_keeps_what_it_learned(time, tmp_path):
+    state = tmp_path / "policy.state"
+    made = ExtCache(state_file=str(state))
+    made.arrive(made.request("runs on", prompt(0, 40)))
+    times = []
+    for number in range(1, 25):
+        time.now += 100.0
+        made.serve(made.request(f"r{number}", prompt(number, 20)))
+        if state.exists():
+            times.append(number)
+            state.unlink()
+    assert times == [6, 12, 18, 24]
+
+
+def test_an_idle_server_keeps_it_at_once(time, tmp_path):
+    made = ExtCache(state_file=str(tmp_path / "policy.state"))
+    time.now += 100.0
+    made.serve(made.request("a", prompt(0, 40)))
+    assert (tmp_path / "policy.state").exists()
