@@ -8,11 +8,11 @@ Pure: neither torch nor SGLang is imported.
 """
 
 import itertools
-import math
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any
 
+from sglang_ext.cache.names import session_of, tenant_of
 from sglang_ext.cache.sessions import LONGEST_NAME, session_hint
 from sglang_ext.errors import AdviceError
 
@@ -29,11 +29,13 @@ _TIMES = 3
 _TIMES_A_REPLICA = 16
 
 
-def read_advice(body: object) -> tuple[str, str, float]:
-    """Action, session (a digest) and seconds of an advice.
+def read_advice(body: object, key: bytes = b"") -> tuple[str, str, float]:
+    """Action, session (a digest, `names.session_of`) and seconds of an advice.
 
     Args:
-        body: what the client sent: ``action``, ``session`` or ``user``, and ``seconds``.
+        body: what the client sent: ``action``, ``session`` or ``user``, ``seconds``, and
+            ``cache_salt`` and ``extra_key`` where the session's requests have them.
+        key: of digests, secret.
 
     Raises:
         AdviceError: it is not one.
@@ -47,18 +49,26 @@ def read_advice(body: object) -> tuple[str, str, float]:
     session = None
     if len(str(name)) <= LONGEST_NAME and len(str(user)) <= LONGEST_NAME:
         user = user if isinstance(user, str) else None
-        session = session_hint(kv_hints={"session_id": name}, user=user)
+        session = session_hint(kv_hints={"session_id": name}, user=user, key=key)
     if session is None:
         raise AdviceError("nobody is named", fix="give session or user, up to 512 characters")
+    extra_key, cache_salt = body.get("extra_key"), body.get("cache_salt")
+    if not all(part is None or isinstance(part, str) for part in (extra_key, cache_salt)):
+        raise AdviceError("extra_key or cache_salt is no text", fix="give those of the requests")
     seconds = body.get("seconds", 0.0)
-    good = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not good or not math.isfinite(seconds) or not 0 <= seconds <= _LONGEST_S:
+    if not _is_time(seconds):
         raise AdviceError(
             f"seconds {str(seconds)[:40]!r} is no time", fix=f"give 0 to {_LONGEST_S:g}"
         )
     if action == "pin" and not seconds:
         raise AdviceError("a pin needs seconds", fix="say how long")
-    return str(action), session, float(seconds)
+    tenant = tenant_of(key, extra_key, cache_salt)
+    return str(action), session_of(key, tenant, session), float(seconds)
+
+
+def _is_time(seconds: object) -> bool:
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return number and 0 <= seconds <= _LONGEST_S
 
 
 class Outbox:
@@ -101,10 +111,10 @@ class Advised:
             if not isinstance(row, list) or len(row) != 4:
                 continue
             number, action, session, seconds = row
-            right = isinstance(number, int) and isinstance(seconds, int | float)
-            if right and number not in self._seen:
+            right = isinstance(number, int) and isinstance(session, str) and _is_time(seconds)
+            if right and action in ACTIONS and number not in self._seen:
                 self._seen[number] = None
                 if len(self._seen) > 2 * _WAITING:
                     self._seen.popitem(last=False)
-                found.append((str(action), str(session), float(seconds)))
+                found.append((action, session, float(seconds)))
         return found

@@ -21,21 +21,27 @@ logger = logging.getLogger(__name__)
 # Where advice is taken: beside the native endpoints, and beside the OpenAI-compatible ones.
 PATHS = ("/ext/session", "/v1/ext/session")
 _outbox = Outbox()
+_key = b""
 
 
-def add_routes(replicas: int = 1) -> None:
-    """Put the endpoints on SGLang's application; its API key guards them like all others."""
+def add_routes(replicas: int = 1, key: bytes = b"") -> None:
+    """Put the endpoints on SGLang's application; its API key guards them like all others.
+
+    Args:
+        replicas: of the server.
+        key: of digests of names, as the schedulers have it.
+    """
     from fastapi import Request
     from fastapi.responses import JSONResponse
     from sglang.srt.entrypoints.http_server import app
 
-    global _outbox
-    _outbox = Outbox(replicas)
+    global _outbox, _key
+    _outbox, _key = Outbox(replicas), key
 
     async def advise(request: Request) -> JSONResponse:
         try:
-            advice = read_advice(json.loads(await request.body()))
-        except (AdviceError, ValueError) as error:
+            advice = read_advice(json.loads(await request.body()), _key)
+        except (AdviceError, ValueError, RecursionError) as error:
             return JSONResponse({"error": {"message": str(error)}}, status_code=400)
         _outbox.put(*advice)
         return JSONResponse({"accepted": advice[0]})
@@ -71,7 +77,7 @@ def _told(actions: list[Any], request: Any) -> dict[str, Any]:
     named = next((_payload(act) for act in actions if "session_id" in _payload(act)), {})
     now = time.time()
     try:
-        told = describe_request(_body(request), _headers(request), named, now)
+        told = describe_request(_body(request), _headers(request), named, now, _key)
     except Exception:  # no request is refused for what is learned of it
         logger.debug("A request was not described", exc_info=True)
         told = {"received": now}

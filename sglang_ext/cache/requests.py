@@ -11,6 +11,7 @@ from typing import Any
 
 from sglang_ext.cache.conversation import Stop, Turn
 from sglang_ext.cache.marks import Marks
+from sglang_ext.cache.names import session_of, tenant_of
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival, session_hint
 
@@ -72,6 +73,7 @@ class Requests:
         marks: of prompts.
         clock: seconds.
         on_end: called with a finished request, how it ended and the tokens of its answer.
+        key: of digests of names, secret.
     """
 
     def __init__(
@@ -80,13 +82,16 @@ class Requests:
         marks: Marks,
         clock: Clock,
         on_end: Callable[[Known, Stop, int], None] | None = None,
+        key: bytes = b"",
     ) -> None:
         self.policy = policy
         self.clock = clock
         self._marks = marks
         self._on_end = on_end
+        self._key = key
         self._known: OrderedDict[str, Known] = OrderedDict()
-        self._answered: OrderedDict[str, str] = OrderedDict()  # response id to session
+        # Response id to session, before it is made one of a tenant: others may know the id.
+        self._answered: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -99,7 +104,7 @@ class Requests:
         self,
         rid: str,
         tokens: Any,
-        space: tuple[str | None, ...],
+        space: tuple[str | None, str | None],
         carried: Mapping[str, Any],
         *,
         session: str | None = None,
@@ -110,7 +115,8 @@ class Requests:
         Args:
             rid: its id.
             tokens: the prompt.
-            space: salt and the like, which name the tenant.
+            space: extra key and salt, which name the tenant; SGLang appends the adapter's id to the
+                first.
             carried: what the HTTP process knows of it (`sglang_ext.cache.carrier`).
             session: what SGLang itself carries as the session's id.
             model: adapter.
@@ -124,12 +130,14 @@ class Requests:
         self.clock.hear(carried.get("received"))
         marks = self._marks(tokens, space)
         name = self._session(carried, session)
+        extra_key, cache_salt = space
+        tenant = tenant_of(self._key, (extra_key or "").removesuffix(model), cache_salt)
         known = Known(
             rid,
             len(tokens),
             self.clock(),
-            "|".join(part for part in space if part),
-            name,
+            tenant,
+            None if name is None else session_of(self._key, tenant, name),
             bool(carried.get("agent")),
             marks,
             tools=str(carried.get("tools") or ""),
@@ -181,7 +189,7 @@ class Requests:
         if isinstance(strong, str) and strong:
             return strong
         if stock:
-            return session_hint(kv_hints={"session_id": stock})
+            return session_hint(kv_hints={"session_id": stock}, key=self._key)
         previous = carried.get("previous")
         if isinstance(previous, str) and previous in self._answered:
             return self._answered[previous]

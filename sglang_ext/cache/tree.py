@@ -130,7 +130,8 @@ class ExtRadixCache(UnifiedRadixCache):
             policy = Policy(limits=limits)
         clock = Clock(heard=ranks > 1)
         block = -(-settings.block_tokens // page) * page
-        self.requests = Requests(policy, Marks(settings.secret, block), clock, self._ended)
+        marks = Marks(settings.secret, block)
+        self.requests = Requests(policy, marks, clock, self._ended, settings.secret)
         self.policy = policy
         self.block_tokens = block
         self.regret = Regret()

@@ -3,6 +3,7 @@
 import pytest
 
 from sglang_ext.cache.advice import Advised, Outbox, read_advice
+from sglang_ext.cache.names import session_of, tenant_of
 from sglang_ext.cache.sessions import session_hint
 from sglang_ext.errors import AdviceError
 
@@ -13,6 +14,13 @@ def test_good_advice():
     assert read_advice({"action": "end", "session": "s"}) == ("end", session, 0.0)
     by_user = read_advice({"action": "end", "user": "s"})
     assert by_user == ("end", session_hint(user="s"), 0.0)
+
+
+def test_advice_is_about_a_session_of_a_tenant():
+    plain = read_advice({"action": "end", "session": "s"}, b"k")[1]
+    salted = read_advice({"action": "end", "session": "s", "cache_salt": "a"}, b"k")[1]
+    assert plain == session_hint(header="s", key=b"k")
+    assert salted == session_of(b"k", tenant_of(b"k", None, "a"), plain)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +38,9 @@ def test_good_advice():
         {"action": "pin", "session": "s", "seconds": -1},
         {"action": "pin", "session": "s", "seconds": float("nan")},
         {"action": "pin", "session": "s", "seconds": 1e9},
+        {"action": "pin", "session": "s", "seconds": 10**400},
+        {"action": "end", "session": "s", "cache_salt": 5},
+        {"action": "end", "session": "s", "extra_key": []},
     ],
 )
 def test_what_is_no_advice_is_refused(body):
@@ -72,6 +83,20 @@ def test_flood_is_bounded():
     assert sum(len(advised.fresh(row)) for row in rows) == 4096
 
 
-@pytest.mark.parametrize("rows", [None, "x", [5], [["a", "end", "s", 0.0]], [[1, "end", "s", "x"]]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        None,
+        "x",
+        [5],
+        [["a", "end", "s", 0.0]],
+        [[1, "end", "s", "x"]],
+        [[1, "dance", "s", 1.0]],
+        [[1, "pin", "s", float("nan")]],
+        [[1, "pin", "s", 10**400]],
+        [[1, "pin", 5, 1.0]],
+        [[1, [], "s", 1.0]],
+    ],
+)
 def test_wrong_rows_are_left_out(rows):
     assert Advised().fresh(rows) == []
