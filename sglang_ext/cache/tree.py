@@ -24,7 +24,7 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import resolve_tree_core_backend
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-from sglang.srt.runtime_context import get_memory
+from sglang.srt.runtime_context import get_memory, get_parallel
 
 from sglang_ext.cache.advice import Advised
 from sglang_ext.cache.carrier import carried_by
@@ -47,7 +47,7 @@ from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
 from sglang_ext.cache.tree_metrics import TreeMetrics
 
-__all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
+__all__ = ["ExtRadixCache", "create", "create_core", "unsupported", "writes_log"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
     ctx.params.tree_core_backend = BACKEND
     parallel = ctx.server_args
     ranks = parallel.tp_size * parallel.pp_size
-    settings = replace(settings, writes=ctx.tp_rank == 0)
+    settings = replace(settings, writes=writes_log(get_parallel()))
     # What SGLang calls for a class, it calls with the parameters alone.
     make: Any = partial(ExtRadixCache, settings=settings, ranks=ranks)
     return create_unified_radix_cache(ctx, cache_class=make)
@@ -87,6 +87,17 @@ def unsupported(ctx: TreeCacheBuildContext) -> str:
         ),
     )
     return next((why for holds, why in reasons if holds), "")
+
+
+def writes_log(parallel: Any) -> bool:
+    """Whether this process logs its requests: one of those that serve the same ones does.
+
+    With attention data parallelism the groups of a tensor-parallel server serve different ones.
+
+    Args:
+        parallel: SGLang's ranks of this process.
+    """
+    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)
 
 
 def create_core(params: Any, components: Any) -> Any:

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+from sglang.srt.runtime_context import derive_attention_ranks, derive_attn_tp_size
 from support.ext_cache import ExtCache
 
 from sglang_ext.cache.shares import TENANTS
+from sglang_ext.cache.tree import writes_log
 
 
 @pytest.fixture
@@ -169,3 +171,18 @@ def test_an_idle_server_keeps_it_at_once(time, tmp_path):
     time.now += 100.0
     made.serve(made.request("a", prompt(0, 40)))
     assert (tmp_path / "policy.state").exists()
+
+
+@pytest.mark.parametrize(("groups", "context"), [(1, 1), (2, 1), (4, 1), (2, 2)])
+def test_one_rank_of_each_attention_group_logs_its_requests(groups, context):
+    size = 8
+    width = derive_attn_tp_size(tp_size=size, attn_cp_size=context, attn_dp_size=groups)
+    writers = []
+    for rank in range(size):
+        tensor, group = derive_attention_ranks(
+            tp_rank=rank, attn_tp_size=width, attn_cp_size=context
+        )
+        place = SimpleNamespace(attn_tp_rank=tensor, attn_cp_rank=rank // width % context)
+        if writes_log(place):
+            writers.append(group)
+    assert writers == list(range(groups))
