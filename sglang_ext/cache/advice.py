@@ -10,7 +10,7 @@ Pure: neither torch nor SGLang is imported.
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from sglang_ext.cache.names import session_of, tenant_of
 from sglang_ext.cache.sessions import LONGEST_NAME, session_hint
@@ -66,9 +66,10 @@ def read_advice(body: object, key: bytes = b"") -> tuple[str, str, float]:
     return str(action), session_of(key, tenant, session), float(seconds)
 
 
-def _is_time(seconds: object) -> bool:
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    return number and 0 <= seconds <= _LONGEST_S
+def _is_time(seconds: object) -> TypeGuard[float]:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return False
+    return 0 <= seconds <= _LONGEST_S
 
 
 class Outbox:

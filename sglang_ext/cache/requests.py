@@ -18,7 +18,8 @@ from sglang_ext.cache.sessions import Arrival, session_hint
 __all__ = ["Clock", "Known", "Requests"]
 
 # Requests that run or wait, and answers whose session is remembered for ``previous_response_id``.
-# Default: 65,536. Cost: 300 bytes each.
+# Default: 65,536. Cost: 300 bytes each, and for those that run 43 bytes a block: 270 KB at 100,000
+# tokens in blocks of 16.
 _MOST = 65_536
 # A request that runs for so long has ended without a word of it.
 _LONGEST_S = 21_600.0

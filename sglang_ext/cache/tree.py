@@ -113,8 +113,13 @@ def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
         detector = FunctionCallParser.ToolCallParserEnum[parser]()
         marker = detector.bot_token
         ids = tokenizer.encode(marker, add_special_tokens=False) if marker else []
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ToolCalls()  # no parser, or one that wants more: what ends is a finished turn
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if parser:
+            logger.warning(
+                "The cache policy takes answers with tool calls for finished turns: parser %s: %r",
+                *(parser, error),
+            )
+        return ToolCalls()
     if len(ids) == 1:
         return ToolCalls(marker=ids)
     return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)

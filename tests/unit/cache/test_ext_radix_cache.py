@@ -8,7 +8,7 @@ from sglang.srt.runtime_context import derive_attention_ranks, derive_attn_tp_si
 from support.ext_cache import ExtCache
 
 from sglang_ext.cache.shares import TENANTS
-from sglang_ext.cache.tree import writes_log
+from sglang_ext.cache.tree import tool_calls, writes_log
 
 
 @pytest.fixture
@@ -186,3 +186,11 @@ def test_one_rank_of_each_attention_group_logs_its_requests(groups, context):
         if writes_log(place):
             writers.append(group)
     assert writers == list(range(groups))
+
+
+def test_a_parser_that_cannot_be_made_is_told(caplog):
+    tool_calls("no such parser", None)
+    assert "no such parser" in caplog.text
+    caplog.clear()
+    tool_calls("", None)
+    assert not caplog.text
