@@ -25,7 +25,7 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import resolve_tree_core_backend
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-from sglang.srt.runtime_context import get_memory
+from sglang.srt.runtime_context import get_memory, get_parallel
 
 from sglang_ext.cache.advice import Advised
 from sglang_ext.cache.alike import AlikeRanks
@@ -33,7 +33,6 @@ from sglang_ext.cache.carrier import carried_by
 from sglang_ext.cache.conversation import FEATURES, Stop
 from sglang_ext.cache.disk_order import DiskOrder
 from sglang_ext.cache.forgetting import Forgetting
-from sglang_ext.cache.front import is_health_check
 from sglang_ext.cache.hooks import disk_tier, set_tree
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.install import BACKEND
@@ -41,6 +40,8 @@ from sglang_ext.cache.learned_file import LearnedFile
 from sglang_ext.cache.marks import Marks
 from sglang_ext.cache.mirror import Node
 from sglang_ext.cache.policy import Policy, PolicyLimits
+from sglang_ext.cache.probes import is_probe
+from sglang_ext.cache.quiet import LogGate
 from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
 from sglang_ext.cache.request_log import RequestLog
@@ -50,9 +51,8 @@ from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
 from sglang_ext.cache.tree_metrics import TreeMetrics
-from sglang_ext.cache.unharmed import unharmed
 
-__all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
+__all__ = ["ExtRadixCache", "create", "create_core", "unsupported", "writes_log"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
         logger.warning("The cache policy is SGLang's own: %s", why)
         return default_radix_cache_factory(ctx)
     ctx.params.tree_core_backend = BACKEND
-    settings = replace(settings, writes=ctx.tp_rank == 0)
+    settings = replace(settings, writes=writes_log(get_parallel()))
     # What SGLang calls for a class, it calls with the parameters alone.
     make: Any = partial(ExtRadixCache, settings=settings)
     return create_unified_radix_cache(ctx, cache_class=make)
@@ -94,6 +94,17 @@ def unsupported(ctx: TreeCacheBuildContext) -> str:
     return next((why for holds, why in reasons if holds), "")
 
 
+def writes_log(parallel: Any) -> bool:
+    """Whether this process logs its requests: one of those that serve the same ones does.
+
+    With attention data parallelism the groups of a tensor-parallel server serve different ones.
+
+    Args:
+        parallel: SGLang's ranks of this process.
+    """
+    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)
+
+
 def create_core(params: Any, components: Any) -> Any:
     """SGLang's factory of a tree core; the Rust core wherever SGLang has one."""
     if resolve_tree_core_backend("rust", params) == "rust":
@@ -107,8 +118,13 @@ def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
         detector = FunctionCallParser.ToolCallParserEnum[parser]()
         marker = detector.bot_token
         ids = tokenizer.encode(marker, add_special_tokens=False) if marker else []
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ToolCalls()  # no parser, or one that wants more: what ends is a finished turn
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if parser:
+            logger.warning(
+                "The cache policy takes answers with tool calls for finished turns: parser %s: %r",
+                *(parser, error),
+            )
+        return ToolCalls()
     if len(ids) == 1:
         return ToolCalls(marker=ids)
     return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)
@@ -146,7 +162,8 @@ class ExtRadixCache(UnifiedRadixCache):
             policy = Policy(limits=limits)
         clock = Clock(heard=bool(ranks))
         block = -(-settings.block_tokens // page) * page
-        self.requests = Requests(policy, Marks(settings.secret, block), clock, self._ended)
+        marks = Marks(settings.secret, block)
+        self.requests = Requests(policy, marks, clock, self._ended, settings.secret)
         self.policy = policy
         self.block_tokens = block
         self.regret = Regret()
@@ -154,6 +171,7 @@ class ExtRadixCache(UnifiedRadixCache):
         self._parser = settings.tool_call_parser
         self._tool_calls: ToolCalls | None = None
         self.totals: Counter[str] = Counter()
+        self._gate = LogGate()
         self._host_tokens = self.device_tokens
         rank = Recency() if policy is None else Learned(policy, policy.guard(self.device_tokens))
         self._host_rank = None if policy is None else Learned(policy)
@@ -211,10 +229,10 @@ class ExtRadixCache(UnifiedRadixCache):
         """Look a prefix up; the first look-up of a request is its arrival."""
         if params.req is None or self.disable:
             return super().match_prefix(params)
-        known = self._arrive(params.req)
+        known = self._note("seen", self._arrive, params.req)
         result = self._for(known, super().match_prefix, params)
         if known is not None:
-            self._matched(known, result, params.key)
+            self._note("looked up", self._matched, known, result, params.key)
         return result
 
     def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
@@ -226,19 +244,19 @@ class ExtRadixCache(UnifiedRadixCache):
         """A request gives its memory back: its answer is complete, or it was retracted."""
         super().on_release(req, checkpointed=checkpointed)
         if req.finished():
-            self._finish(req)
+            self._note("finished", self._finish, req)
 
     def claim_kv_row(self, req: Any) -> bool:
-        """A streaming session keeps the memory of its request, which is released to nobody."""
-        claimed = bool(super().claim_kv_row(req))
+        """A streaming session keeps what a request has; then nothing is released."""
+        claimed: bool = super().claim_kv_row(req)
         if claimed and req.finished():
-            self._finish(req)
+            self._note("finished", self._finish, req)
         return claimed
 
     def release_aborted_request(self, request: Any) -> None:
         """A request will not be answered."""
         super().release_aborted_request(request)
-        self._abort(request.rid)
+        self._note("aborted", self._aborted, request.rid)
 
     def _handle_prefetch_result(self, operation: Any) -> None:
         known = self.requests.get(operation.handle.rid)
@@ -252,11 +270,10 @@ class ExtRadixCache(UnifiedRadixCache):
         """The process ends."""
         super().shutdown()
         if self._learned and self.policy:
-            self._learned.close(self.policy, self.requests.clock())
+            self._note("saved", self._learned.close, self.policy, self.requests.clock())
         if self._log is not None:
             self._log.close()
 
-    @unharmed(0)
     def advise(self, action: str, session: str, seconds: float) -> int:
         """Advice of a client; returns how many conversations it is about."""
         changed = self.requests.advise(action, session, seconds)
@@ -266,18 +283,32 @@ class ExtRadixCache(UnifiedRadixCache):
     def _for(self, known: Known | None, call: Any, *args: Any, **kwargs: Any) -> Any:
         """Call on behalf of a request: what it makes in the tree is its own."""
         core = self.tree_core
-        core.turn, core.tenant = (known.turn, known.tenant) if known else (None, "")
+        core.turn, core.tenant = (known.turn, known.place) if known else (None, "")
         try:
             return call(*args, **kwargs)
         finally:
             core.turn, core.tenant = None, ""
 
-    @unharmed(None)
+    def _note(self, what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Keep the books; None where that fails. The scheduler would end on the exception."""
+        try:
+            return call(*args, **kwargs)
+        except Exception:
+            self.totals["faults"] += 1
+            others = self._gate.admits(what)
+            if others is not None:
+                logger.exception(
+                    "Requests are served, but one that was %s is not in the books of the cache "
+                    "policy; %d more since the last line",
+                    *(what, others),
+                )
+            return None
+
     def _arrive(self, req: Any) -> Known | None:
         known = self.requests.get(req.rid)
         if known is not None:
             return known
-        if req.finished() or is_health_check(req.rid):
+        if req.finished() or is_probe(req.rid):
             return None
         carried = carried_by(req.kv_hints)
         known, changed = self.requests.arrive(
@@ -289,15 +320,13 @@ class ExtRadixCache(UnifiedRadixCache):
             model=req.lora_id or "",
         )
         for advice in self.advised.fresh(carried.get("advice")):
-            self.totals[f"advice_{advice[0]}"] += self.advise(*advice)
+            self.totals[f"advice_{advice[0]}"] += self._note("advised", self.advise, *advice) or 0
         index = self.tree_core.index
         if index is not None:
-            for shares in (index.device_shares, index.host_shares):
-                shares.seen(known.tenant, known.arrived_s)
+            known.place = index.tenants.seen(known.tenant, known.arrived_s)
         self._reconsider(changed)
         return known
 
-    @unharmed(None)
     def _matched(self, known: Known, result: Any, key: Any) -> None:
         """The path that was found belongs to the request from now on."""
         index = self.tree_core.index
@@ -311,11 +340,6 @@ class ExtRadixCache(UnifiedRadixCache):
             index.touch(node, known.turn, known.arrived_s)
         self.regret.asked(node.id, node.end, self.tree_core.keys_of(key), len(key), known.arrived_s)
 
-    @unharmed(None)
-    def _abort(self, rid: str) -> None:
-        self._reconsider(self.requests.end(rid, Stop.OTHER, -1))
-
-    @unharmed(None)
     def _finish(self, req: Any) -> None:
         known = self.requests.get(req.rid)
         if known is None:
@@ -332,6 +356,9 @@ class ExtRadixCache(UnifiedRadixCache):
         self._reconsider(self.requests.end(req.rid, stop, len(req.output_ids)))
         if self._forgetting is not None and known.turn is not None:
             self._try_disk(self._forgetting.finished, known.turn)
+
+    def _aborted(self, rid: str) -> None:
+        self._reconsider(self.requests.end(rid, Stop.OTHER, -1))
 
     def _reconsider(self, turns: Any) -> None:
         index = self.tree_core.index
@@ -351,7 +378,7 @@ class ExtRadixCache(UnifiedRadixCache):
                 tier.advice.name([], trusted=False)
 
     def _lost(self, node: Node) -> None:
-        self.regret.lost(node, self.requests.clock())
+        self._note("evicted", self.regret.lost, node, self.requests.clock())
 
     def describe(self) -> dict[str, Any]:
         """State and counters as plain values, for ``/server_info``."""
@@ -385,7 +412,8 @@ class ExtRadixCache(UnifiedRadixCache):
         if self._log is not None:
             self._log.put(known, stop, output_tokens, self.requests.clock())
         if self._learned and self.policy:
-            self._learned.save(self.policy, self.requests.clock(), busy=len(self.requests) > 0)
+            now, busy = self.requests.clock(), bool(len(self.requests))
+            self._learned.save(self.policy, now, busy=busy)
         if self._metrics is None:
             return
         counts = {**self.totals, **self.tree_core.counts, **self._disk_moves()}

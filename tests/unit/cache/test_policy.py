@@ -148,6 +148,42 @@ def test_announcements_reach_paused_conversations_only():
     assert turn.conversation.announced_s < 0.0
 
 
+def test_one_end_is_about_a_bounded_number_of_conversations():
+    policy = Policy()
+    for number in range(1000):
+        come(policy, float(number), [number], session="user of an application")
+    opened = policy.model.opened
+    ended = policy.end("user of an application", 1000.0)
+    assert [turn.conversation.marks for turn in ended] == [[mark] for mark in range(968, 1000)]
+    assert policy.model.opened == opened
+    assert policy.end("user of an application", 1001.0) == []
+
+
+def test_a_flood_of_advice_leaves_what_was_learned():
+    policy = Policy(limits=PolicyLimits(pauses=64))
+    turn, _ = come(policy, 0.0, [1], session="flood")
+    come(policy, 0.0, [2])
+    opened, age = policy.model.opened, 0.0
+    for number in range(200):
+        age += 1.0
+        changed = policy.announce("flood", age, 10.0 + number % 2)
+        assert changed == [turn]
+        assert policy.announce("flood", age, 10.0 + number % 2) == []
+    assert policy.model.opened == opened
+    assert policy.end("flood", age) == [turn]
+    assert policy.model.opened == opened
+
+
+def test_advice_on_a_pause_that_the_model_has_forgotten():
+    policy = Policy(limits=PolicyLimits(pauses=64))
+    turn, _ = come(policy, 0.0, [1], session="s")
+    for number in range(100):
+        come(policy, 1.0, [100 + number])
+    opened = policy.model.opened
+    assert policy.end("s", 2.0) == [turn]
+    assert policy.model.opened == opened + 1
+
+
 def test_pins_hold_within_a_budget():
     policy = Policy(limits=PolicyLimits(pin_tokens=500, pin_s=60.0))
     first, _ = come(policy, 0.0, [1, 2, 3], session="a", tenant="t")
