@@ -112,7 +112,7 @@ class Policy:
         """The answer to ``turn`` is complete: its pause begins. Rank its leaf anew.
 
         Args:
-            turn: as `arrive` gave it. Ignored where its conversation has moved on.
+            turn: as `arrive` gave it. Nothing is learned where its conversation has moved on.
             now: seconds.
             stop: how the answer ended; `Stop.OTHER` where nobody knows.
             output_tokens: length of the answer, -1 where nobody knows.
@@ -124,6 +124,8 @@ class Policy:
             self._open(turn, now)
             for guard in self._guards:
                 guard.finish(turn.conversation, now)
+        elif turn.curve is None:  # its conversation went on while it ran
+            turn.begin, turn.curve = now, self._curves.average()
         self.model.learn(now)
         self._curves.refresh()
 
@@ -173,9 +175,10 @@ class Policy:
             place, until = place + 1, turn.begin + NEXT_S[place + 1]
         place = max(0, place - 1)
         curve = turn.curve
-        if guard is not None and not guard.trusted and curve is not None:
+        recency = guard is not None and not guard.trusted
+        if recency and curve is not None:
             return COLD[place] * recompute, until
-        if turn.conversation.turn is not turn and (self.model.steps or curve is None):
+        if turn.conversation.turn is not turn and self.model.steps and not recency:
             if not shared:
                 return STALE, inf if guard is None else now + _STALE_S
             curve = self._curves.average()

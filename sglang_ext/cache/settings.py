@@ -25,7 +25,7 @@ class TreeSettings:
     policy: str = "ext"
     secret: bytes = field(default=b"", repr=False)
     block_tokens: int = 16
-    pin_share: float = 0.125
+    pin_share: float = 0.05
     state_file: str = ""
     state_bytes: int = 8 << 20
     record_file: str = ""

@@ -278,3 +278,18 @@ def test_state_is_bounded():
     assert set(found["curves"]) == {"tool", "end", "other"}
     back = found["curves"]["tool"]["back"]
     assert back == sorted(back)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_cold_policy_lets_the_answer_of_an_earlier_twin_live_as_long(guarded):
+    policy = Policy()
+    guard = policy.guard(1000) if guarded else None
+    first, _ = policy.arrive(0.0, Arrival(100, [1, 2], None))
+    second, _ = policy.arrive(0.1, Arrival(100, [1, 2], None))
+    stranger, _ = policy.arrive(0.2, Arrival(100, [9], None))
+    assert policy.worth(first, 0.3, guard=guard)[0] == inf, "it runs"
+    policy.finish(stranger, 1.0, Stop.END, 5)
+    policy.finish(first, 100.0, Stop.END, 5)
+    policy.finish(second, 100.0, Stop.END, 5)
+    worth = [policy.worth(turn, 101.0, guard=guard)[0] for turn in (first, second, stranger)]
+    assert min(worth[:2]) > worth[2]
