@@ -53,8 +53,7 @@ class Writer:
         if not self._health.allows() or not self._keeper.turn.acquire(
             timeout=self._options.stall_s
         ):
-            with self._catalog.lock:
-                self._catalog.refused["disk"] += len(offers)
+            self._catalog.refuse(len(offers), "disk")
             return set()
         try:
             return self._write(namespace, offers, sources, deadline)
