@@ -13,8 +13,9 @@ from typing import Protocol
 
 __all__ = ["OPEN_FLAGS", "Disk", "RealDisk", "read_fully", "write_fully"]
 
-# A link in place of a file of ours is refused, and no child process inherits a descriptor.
-OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+# A link in place of a file of ours is refused, no child process inherits a descriptor, and opening a
+# pipe does not wait for its other end; on regular files the last has no effect.
+OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _SECTOR_BYTES = 512
 

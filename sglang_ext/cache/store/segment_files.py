@@ -158,13 +158,15 @@ class SegmentFiles:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                # The file exists now if it was to be made: some file systems refuse afterwards.
-                if flags & os.O_EXCL:
-                    self._folder.remove(path)
-                self.direct = False
-                logger.warning(
-                    "page store: %s is on a file system without O_DIRECT; pages go through the "
-                    "page cache, which costs a copy and memory",
-                    self._folder.segments,
-                )
+            # The file exists now if it was to be made: some file systems refuse afterwards.
+            if flags & os.O_EXCL:
+                self._folder.remove(path)
+            file = self._folder.open(path, flags)  # tells what is no regular file
+            self.direct = False
+            logger.warning(
+                "page store: %s is on a file system without O_DIRECT; pages go through the "
+                "page cache, which costs a copy and memory",
+                self._folder.segments,
+            )
+            return file
         return self._folder.open(path, flags)
