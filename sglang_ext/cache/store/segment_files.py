@@ -123,6 +123,10 @@ class SegmentFiles:
         """Remove a segment's file, so that its room is free at once."""
         self._folder.remove(self._folder.segment_path(number))
 
+    def free_bytes(self) -> int:
+        """What the disk has left."""
+        return self._folder.disk.free_bytes(self._folder.segments)
+
     def sync_names(self) -> None:
         """Make it durable which segments there are."""
         self._folder.disk.sync_folder(self._folder.segments)

@@ -122,3 +122,5 @@ class Writer:
             catalog.extend(plan)
             if before == (len(plan.waiting), slots, catalog.may_grow):
                 return  # all that could go is in use
+            if not slots:
+                return  # the disk has no room for any
