@@ -22,7 +22,7 @@ from sglang_ext.cache.folder import (
     remove_store,
 )
 from sglang_ext.cache.store import Finding, PageStore, StoreOptions, verify_store
-from sglang_ext.cache.store.disk import RealDisk
+from sglang_ext.cache.store.disk import OPEN_FLAGS, RealDisk
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.index import Index
 from sglang_ext.cache.store.segments import Segments
@@ -153,7 +153,7 @@ def resident(folder: StoreFolder, *, in_use: bool) -> Resident:
 def _holder(store: Path) -> int | None:
     """The process that writes to a store; None where there is none."""
     try:
-        descriptor = os.open(store / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(store / "lock", os.O_RDONLY | OPEN_FLAGS)
     except OSError:
         return None
     try:

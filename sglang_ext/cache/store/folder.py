@@ -106,6 +106,8 @@ class StoreFolder:
                 raise StoreFolderError(
                     f"{path} is a symbolic link; the store follows none. Remove it"
                 ) from error
+            if error.errno in (errno.EISDIR, errno.ENXIO):  # a folder; a pipe or a socket
+                raise StoreFolderError(f"{path} is not a regular file; remove it") from error
             raise
         try:
             _check_file(path, self.disk.stat(file))

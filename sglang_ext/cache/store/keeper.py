@@ -32,10 +32,6 @@ __all__ = ["Keeper"]
 
 logger = logging.getLogger(__name__)
 
-# Between two rounds of the store's own thread while the disk fails. The longest delays by so much
-# what is durable once it works again.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -48,7 +44,11 @@ class Keeper:
         folder, options, disk: as for the store.
         hours: the write budget; what earlier runs wrote is restored.
         seen: filter of admission; None: all pass.
-        health: is told of faults.
+        health: of the writing of pages; is told of faults that refuse them.
+
+    Attributes:
+        health: of the thread that syncs and writes checkpoints. It has one of its own: pages may be
+            written while it fails, and the other way round.
 
     Raises:
         StoreError: as the store's constructor says.
@@ -68,14 +68,19 @@ class Keeper:
         self.syncs = 0
         self.checkpoints = 0
         self._hours = hours
-        self._health = health
+        self.health = Health(
+            "syncing",
+            effect="new pages may not outlive a loss of power, and are refused once the journal "
+            "is full",
+        )
+        self._writing = health
         self._interval_s = options.sync_interval_s
         self._stall_s = options.stall_s
         self._syncing = threading.Lock()
         self._checkpointing = threading.Lock()
         self._wake = threading.Event()
         self._wanted = False
-        self._ending = threading.Event()
+        self._ended = False
         self._drain: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
         self.folder = StoreFolder(folder, disk, writer=True)
@@ -117,7 +122,7 @@ class Keeper:
         self.journal = Journal(self.folder, self._journal_bytes, self._want_checkpoint)
         undo.callback(self.journal.close)
         self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
-        self._room = Room(self.catalog, self.files, self.space, self._health)
+        self._room = Room(self.catalog, self.files, self.space, self._writing)
         self._room.fit()
         try:
             self._begin()
@@ -186,9 +191,8 @@ class Keeper:
         try:
             self._write_journal()
         except OSError as error:
-            self._health.failed(error)
-            with self.catalog.lock:
-                self.catalog.refused["disk"] += len(done)
+            self._writing.failed(error)
+            self.catalog.refuse(len(done), "disk")
             return []
         return done
 
@@ -230,7 +234,7 @@ class Keeper:
             drain: blocks until no operation is under way.
         """
         self._drain = drain
-        self._ending.set()
+        self._ended = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(self._stall_s)
@@ -275,26 +279,23 @@ class Keeper:
             logger.warning("page store: the last sync failed: %s", error)
 
     def _run(self, tick: Callable[[], None]) -> None:
-        pause_s = 0.0
-        while not self._ending.wait(pause_s):
-            if not pause_s:
-                self._wake.wait(self._interval_s)
+        while True:
+            self._wake.wait(self._interval_s)
             self._wake.clear()
-            if self._ending.is_set():
+            if self._ended:
                 break
-            # A checkpoint that cannot be written is wanted at once again: without a pause this
-            # thread would do nothing but fail, and hold Python's lock.
-            pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             try:
                 tick()
-                self.sync()
-                self._checkpoint_now()
-                self._room.synced()
-                self._room.recycle()
-                pause_s = 0.0
+                if self.health.allows():
+                    self.sync()
+                    self._checkpoint_now()
+                    self._room.synced()
+                    self._room.recycle()
+                    self.health.succeeded()
             except OSError as error:
-                self._health.failed(error)
+                self.health.failed(error)
             except Exception as error:
+                self.health.failed(error)
                 others = self._gate.admits(type(error).__name__)
                 if others is not None:
                     logger.exception(
@@ -343,4 +344,5 @@ class Keeper:
 
     def _want_checkpoint(self) -> None:
         self._wanted = True
-        self._wake.set()
+        if self.health.is_good:  # otherwise it was tried in vain, and is tried again after a pause
+            self._wake.set()
