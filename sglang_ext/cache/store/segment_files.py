@@ -123,6 +123,10 @@ class SegmentFiles:
         """Remove a segment's file, so that its room is free at once."""
         self._folder.remove(self._folder.segment_path(number))
 
+    def shorten(self, segment: Segment) -> None:
+        """Cut the end of a segment's file off that no slot is in any more."""
+        self._folder.disk.truncate(segment.file, segment.offset_of(segment.slots))
+
     def free_bytes(self) -> int:
         """What the disk has left."""
         return self._folder.disk.free_bytes(self._folder.segments)
