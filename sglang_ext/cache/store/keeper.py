@@ -24,7 +24,7 @@ from sglang_ext.cache.store.placing import PlacingCatalog
 from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
 from sglang_ext.cache.store.room import Room
-from sglang_ext.cache.store.segment_files import FOREIGN, SegmentFiles
+from sglang_ext.cache.store.segment_files import FOREIGN, UNKNOWN, SegmentFiles
 from sglang_ext.cache.store.segments import Segments, Space
 from sglang_ext.errors import StoreError
 
@@ -115,6 +115,11 @@ class Keeper:
                     "back, or remove it"
                 )
         for number, why in bad:
+            if why == UNKNOWN:
+                path = self.folder.segment_path(number)
+                logger.warning("page store: %s is left alone: %s", path, why)
+                segments.taken.add(number)
+                continue
             logger.warning("page store: segment %d is removed: %s", number, why)
             self.files.remove(number)
         self.recovered = recover(self.folder, segments, hours, threads=options.io_threads)

@@ -136,11 +136,15 @@ class Segment:
 
 
 class Segments:
-    """All segments and the allocation of slots. Not thread-safe: the catalog's lock is held."""
+    """All segments and the allocation of slots. Not thread-safe: the catalog's lock is held.
+
+    ``taken`` are numbers whose files are not ours.
+    """
 
     def __init__(self, space: Space) -> None:
         self.space = space
         self.by_number: dict[int, Segment] = {}
+        self.taken: set[int] = set()
         self.slots = 0
         self.charged_bytes = 0
         self._kinds: list[int] = []
@@ -196,9 +200,9 @@ class Segments:
         self._opened(segment.slot_bytes).pop(segment.number, None)
 
     def next_number(self) -> int:
-        """The smallest number that no segment has."""
+        """The smallest number that neither a segment has nor a file of somebody else."""
         number = 1
-        while number in self.by_number:
+        while number in self.by_number or number in self.taken:
             number += 1
         return number
 
