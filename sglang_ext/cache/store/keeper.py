@@ -112,7 +112,7 @@ class Keeper:
             if why == FOREIGN:
                 raise StoreError(
                     f"{self.folder.segment_path(number)} belongs to another page store; move it "
-                    "back, or remove it"
+                    "back, or remove it. Where that is so of all, STORE is another store's"
                 )
         for number, why in bad:
             if why == UNKNOWN:
@@ -128,7 +128,7 @@ class Keeper:
         undo.callback(self.journal.close)
         self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
         self._room = Room(self.catalog, self.files, self.space, self._writing)
-        self._room.fit()
+        self._has_shrunk = self._room.fit()
         try:
             self._begin()
         except OSError as error:
@@ -154,7 +154,7 @@ class Keeper:
         for generation in self.folder.checkpoints():
             if generation != self.recovered.used:
                 self.folder.remove(self.folder.checkpoint_path(generation))
-        if self.recovered.how not in ("new", "clean"):
+        if self.recovered.how not in ("new", "clean") or self._has_shrunk:
             # Clean: no journal follows before one is made, and losing that one is no damage.
             self._checkpoint((self.recovered.journal, 0), clean=True)
             self.recovered.used = self._generation

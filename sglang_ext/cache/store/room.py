@@ -82,22 +82,27 @@ class Room:
         finally:
             self._one.release()
 
-    def fit(self) -> None:
+    def fit(self) -> bool:
         """Give room back until the store fits a capacity that became smaller.
 
         First the ends of segments that no page is in; then those that were used least recently, the
         last of them only as far as needed. Called while the store is opened.
 
+        Returns:
+            Whether anything went.
+
         Raises:
             OSError: a file could not be shortened or removed.
         """
         segments = self._catalog.segments
+        slots = segments.slots
         stalest = self._catalog.stalest_segments(NO_ROW)
         for segment in stalest:
             last = len(segment.used.rstrip(b"\0"))
             self._shorten(segment, max(segments.slots_that_fit(segment), last))
         for segment in stalest:
             self._shorten(segment, segments.slots_that_fit(segment))
+        return segments.slots < slots
 
     def _shorten(self, segment: Segment, slots: int) -> None:
         if slots == segment.slots:
