@@ -101,7 +101,8 @@ class Room:
             last = len(segment.used.rstrip(b"\0"))
             self._shorten(segment, max(segments.slots_that_fit(segment), last))
         for segment in stalest:
-            self._shorten(segment, segments.slots_that_fit(segment))
+            if segments.by_number.get(segment.number) is segment:  # it may have gone as empty
+                self._shorten(segment, segments.slots_that_fit(segment))
         return segments.slots < slots
 
     def _shorten(self, segment: Segment, slots: int) -> None:
