@@ -106,6 +106,7 @@ def tree_settings(server_args: Any) -> TreeSettings | None:
         state_file=str(Path(cache.l3_dir) / "policy.state") if cache.l3_dir else "",
         record_file=cache.record or "",
         record_bytes=cache.record_bytes or defaults.record_bytes,
+        clock=cache.clock or defaults.clock,
         tool_call_parser=getattr(server_args, "tool_call_parser", None) or "",
     )
 

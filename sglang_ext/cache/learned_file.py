@@ -10,12 +10,36 @@ from pathlib import Path
 from sglang_ext.cache.policy import Policy
 from sglang_ext.errors import StateError
 
-__all__ = ["LearnedFile"]
+__all__ = ["LearnedFile", "read_state", "write_state"]
 
 logger = logging.getLogger(__name__)
 
 # Longest state that is read: far above what a policy writes.
 _MOST_BYTES = 64_000_000
+
+
+def read_state(file: Path) -> bytes:
+    """A state that `write_state` wrote.
+
+    Raises:
+        OSError: it cannot be read, or is a link.
+    """
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
+        return stream.read(_MOST_BYTES)
+
+
+def write_state(file: Path, state: bytes) -> None:
+    """Replace ``file``, of mode 0600, as a whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fresh = file.with_name(f"{file.name}.{os.getpid()}.new")  # replicas share it
+    fresh.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(fresh, flags, 0o600), "wb") as stream:
+        stream.write(state)
+    fresh.replace(file)
 
 
 class LearnedFile:
@@ -35,10 +59,7 @@ class LearnedFile:
         """Take back what was written, if it is there and good; returns whether it was."""
         self._saved_s = now
         try:
-            descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW)
-            with os.fdopen(descriptor, "rb") as file:
-                data = file.read(_MOST_BYTES)
-            policy.load(data, now)
+            policy.load(read_state(self._file), now)
         except FileNotFoundError:
             return False
         except (OSError, StateError) as error:
@@ -51,13 +72,8 @@ class LearnedFile:
         if not anyway and now - self._saved_s < self._every_s:
             return False
         self._saved_s = now
-        fresh = self._file.with_name(f"{self._file.name}.{os.getpid()}.new")  # replicas share it
         try:
-            fresh.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
-                file.write(policy.save())
-            fresh.replace(self._file)
+            write_state(self._file, policy.save())
         except OSError as error:
             logger.warning("What was learned is not kept: %s: %s", self._file, error)
             return False

@@ -269,6 +269,13 @@ class Policy:
         """
         return saved(self.model, self.sessions, self._guards)
 
+    def save_learned(self, now: float) -> bytes:
+        """What was learned, without the conversations that it was learned from, for `load`.
+
+        For another server: it will not meet these conversations. As of ``now`` nobody looks on.
+        """
+        return saved(self.model, self.sessions, self._guards, now)
+
     def load(self, data: bytes, now: float) -> None:
         """Take back what `save` gave, in place of all that is known.
 

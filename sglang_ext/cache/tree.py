@@ -125,7 +125,8 @@ class ExtRadixCache(UnifiedRadixCache):
         if settings.policy == "ext":
             limits = PolicyLimits(pin_tokens=int(self.device_tokens * settings.pin_share))
             policy = Policy(limits=limits)
-        clock = Clock(heard=ranks > 1)
+        told = settings.clock == "requests"
+        clock = Clock("told" if told else "received" if ranks > 1 else "")
         block = -(-settings.block_tokens // page) * page
         self.requests = Requests(policy, Marks(settings.secret, block), clock, self._ended)
         self.policy = policy
@@ -154,8 +155,9 @@ class ExtRadixCache(UnifiedRadixCache):
         self._learned: LearnedFile | None = None
         # Several ranks must learn alike, and may not have the same file.
         if policy is not None and settings.state_file and ranks == 1:
-            self._learned = LearnedFile(Path(settings.state_file))
-            self._learned.load(policy, time.time())
+            learned = LearnedFile(Path(settings.state_file))
+            learned.load(policy, time.time())
+            self._learned = None if told else learned  # times that were told are no other's
         set_tree(self)
 
     def init_hicache(self, server_args: Any, params: Any) -> None:

@@ -17,7 +17,7 @@ from sglang_ext.config.sizes import parse_tokens
 from sglang_ext.errors import ConfigError
 from sglang_ext.replay.record import record
 from sglang_ext.replay.rivals import RIVALS
-from sglang_ext.replay.run import ANSWERS, POLICIES, Replay, replay
+from sglang_ext.replay.run import ANSWERS, HOLDING, POLICIES, Replay, replay
 from sglang_ext.replay.sizing import ladder, needed_tokens
 from sglang_ext.replay.trace import read_trace
 
@@ -122,7 +122,7 @@ class _PoliciesParam(click.ParamType[tuple[str, ...]]):
     default=ANSWERS[0],
     show_default=True,
     help="When a policy is told how an answer ended: with its request; when it is complete; then, "
-    "and what runs is held beside the capacity.",
+    "and what runs is held beside the capacity; or within it, as in SGLang.",
 )
 @click.option(
     "--wished-hit",
@@ -162,8 +162,10 @@ def replay_command(
         raise ConfigError("--window is not a number of seconds")
     if tiers and wished_hit is not None:
         raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
-    if answers == "held" and set(policies) & set(RIVALS):
-        raise ConfigError("--answers held is of ext, lru and belady", fix="name them: --policies")
+    if answers in HOLDING and set(policies) & set(RIVALS):
+        raise ConfigError(
+            f"--answers {answers} is of ext, lru and belady", fix="name them: --policies"
+        )
     if record_to is not None and len(traces) != 1:
         raise ConfigError(f"--record takes one log, not {len(traces)}")
     open_json(json_file)
