@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang_ext.cache.conversation import Turn
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.mirror import Node, PathEntry
+from sglang_ext.cache.use import NEVER
 from sglang_ext.errors import MirrorError
 
 __all__ = ["FollowingMixin"]
@@ -136,7 +137,7 @@ class FollowingMixin(_Core):
             node, _ = self._learn(node_id, self._keys(key, above.end, above), now)
             if text is not None and not node.children:
                 node.tokens = text[: above.end] + key.token_ids
-        self.counts["promoted_storage"] += len(node) if node.touch < 0 else 0
+        self.counts["promoted_storage"] += len(node) if node.touch == NEVER else 0
         index.touch(node, self.turn, now)
 
     def commit_load_back(self, node_id: int, device_indices: Any, kv_xfer: Any, comp: Any) -> Any:

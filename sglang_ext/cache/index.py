@@ -13,6 +13,7 @@ from sglang_ext.cache.conversation import Turn
 from sglang_ext.cache.mirror import Mirror, Node, PathEntry
 from sglang_ext.cache.order import FairOrder, Shares
 from sglang_ext.cache.ranks import Rank
+from sglang_ext.cache.use import Use, handed_up
 from sglang_ext.errors import MirrorError
 
 __all__ = ["TreeIndex"]
@@ -220,18 +221,19 @@ class TreeIndex:
             return
         if parent.tokens is None:
             parent.tokens = node.tokens
-        if node.touch < 0:
-            return
-        if parent.touch >= 0 and parent.turn is not None and node.turn is not None:
-            others = node.turn.conversation.owner != parent.turn.conversation.owner
-            parent.shared = parent.shared or others
-        parent.shared = parent.shared or node.shared
-        if node.touch > parent.touch:
+        use = handed_up(_use(node), _use(parent))
+        if use.touch != parent.touch:
             parent.touch, parent.turn = node.touch, node.turn
+        parent.shared = use.shared
 
 
 def _tenant(node: Node) -> str:
     return node.tenant
+
+
+def _use(node: Node) -> Use:
+    owner = None if node.turn is None else node.turn.conversation.owner
+    return Use(node.touch, owner, node.shared)
 
 
 def _is_below(place: object, node: Node) -> bool:
