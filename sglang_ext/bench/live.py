@@ -225,7 +225,9 @@ def _flags(
         *("--dtype", "float32", "--sleep-on-idle"),
         *("--page-size", str(what.page_tokens)),
         *("--ext-cache", "--ext-cache-policy", policy),
-        *("--ext-l1-tokens", str(tiers[0]), "--ext-l2-size", str(tiers[1] * token_bytes)),
+        # SGLang rounds a host pool down to pages and adds one.
+        *("--ext-l2-size", str((tiers[1] - what.page_tokens // 2) * token_bytes)),
+        *("--ext-l1-tokens", str(tiers[0])),
         *("--ext-l3-dir", str(folder), "--ext-l3-size", str(l3_bytes)),
         *(() if policy == "stock" else ("--ext-cache-clock", "requests")),
     ]

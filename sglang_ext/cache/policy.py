@@ -136,8 +136,7 @@ class Policy:
             The guard, kept up to date from now on; for `worth`.
         """
         guard = Guard(capacity_tokens, self._conversation_worth)
-        for state in self._guarded:
-            guard.load(state)
+        guard.load(self._guarded)
         self._guards.append(guard)
         return guard
 
@@ -259,6 +258,14 @@ class Policy:
             "pauses": self.model.opened,
             "returns": self.model.closed,
             "steps": self.model.steps,
+            "guards": [
+                {
+                    "capacity_tokens": guard.capacity_tokens,
+                    "trusted": guard.trusted,
+                    "lead_tokens": round(guard.lead_tokens),
+                }
+                for guard in self._guards
+            ],
             "curves": self._curves.by_stop(),
         }
 
@@ -293,8 +300,7 @@ class Policy:
         self._curves = Curves(model)
         self._pins.clear()
         for guard in self._guards:
-            for row in restored.guards:
-                guard.load(row)
+            guard.load(restored.guards)
         for conversation in restored.conversations:
             if conversation.stop == Stop.RUNNING:
                 conversation.finish(conversation.arrived_s, Stop.OTHER, -1)

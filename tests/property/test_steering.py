@@ -108,9 +108,16 @@ class Oracle:
 
     def evict_host(self, tokens):
         for _ in range(-(-tokens // self.page)):
-            page = self._least(self.host, self.host | self.device, {})
+            held = self.host | self.device
+            page = self._least(self.host, held, {})
             if page is None:
                 return
+            lesser = self._least(self.device, self.device, self.locked)
+            if lesser and self.touch[lesser] < self.touch[page]:
+                if not any(other[: -self.page] == lesser for other in self.host):
+                    self.device.discard(lesser)
+                    page = lesser
+                    self.host.add(page)
             self.host.discard(page)
 
     def _least(self, tier, held, locked):
