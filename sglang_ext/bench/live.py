@@ -25,6 +25,9 @@ from sglang_ext.replay.trace import Trace
 
 __all__ = ["POLICIES", "LiveBench", "LiveRow", "bench_live"]
 
+# Called with what is being done, and the requests that are done.
+OnStep = Callable[[str, int], None]
+
 POLICIES = ("ext", "lru", "stock")
 PREDICTED = ("ext", "lru", "belady")
 # How far apart a server and its prediction may be, in each tier.
@@ -92,7 +95,7 @@ class LiveRow:
         }
 
 
-def bench_live(what: LiveBench, on_step: Callable[[str], None]) -> dict[str, Any]:
+def bench_live(what: LiveBench, on_step: OnStep) -> dict[str, Any]:
     """Run; blocks for minutes. Nothing of the servers is left behind.
 
     Returns:
@@ -118,7 +121,7 @@ def bench_live(what: LiveBench, on_step: Callable[[str], None]) -> dict[str, Any
     l1, l2 = _tiers(what, live)
     # Under write-through L2 holds a copy of L1, so what it adds is the rest of it.
     tiers = (l1, l2 - l1, _WITHOUT_BOUND)
-    on_step(f"learning from {len(cut.earlier):,} requests")
+    on_step(f"learning from {len(cut.earlier):,} requests", 0)
     state = _learned(cut.earlier, tiers)
     rows = [_predicted(live, name, tiers, state) for name in PREDICTED]
     what.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -155,7 +158,7 @@ def _tiers(what: LiveBench, live: Trace) -> tuple[int, int]:
     if l1 < longest + page or l2 < l1:
         raise BenchError(
             f"tiers of {l1:,} and {l2:,} tokens for prompts of up to {longest:,}",
-            fix="L1 holds the longest prompt and a page, L2 what L1 holds; or larger --block-tokens",
+            fix="L1 takes the longest prompt and a page, L2 what L1 holds; or more --block-tokens",
         )
     return l1, l2
 
@@ -185,7 +188,7 @@ def _serve(
     live: Trace,
     tiers: tuple[int, int],
     state: bytes,
-    on_step: Callable[[str], None],
+    on_step: OnStep,
 ) -> tuple[int, int, int]:
     """Send all requests to a server of its own; returns tokens by tier."""
     folder = Path(tempfile.mkdtemp(prefix="live-", dir=what.workdir.absolute()))
@@ -193,7 +196,7 @@ def _serve(
         if policy == "ext":
             write_state(folder / "policy.state", state)
         flags = _flags(what, policy, live, tiers, folder)
-        on_step(f"{policy}: starting")
+        on_step(f"{policy}: starting", 0)
         with ServerProcess(
             lambda port: sglang_command(what.model, port, *flags),
             log=what.workdir / f"server-live-{policy}.log",
@@ -202,7 +205,7 @@ def _serve(
             client = LiveClient(server.base_url, _end_token(what.model))
             served, pages = [0, 0, 0], 0
             for place, prompt in enumerate(prompts(live, what.seed)):
-                on_step(f"{policy}: request {place + 1} of {len(live)}")
+                on_step(f"{policy}: requests of {len(live)}:", place + 1)
                 for tier, tokens in enumerate(client.send(live, place, prompt)):
                     served[tier] += tokens
                 pages += int(live.blocks[place] - live.shared[place])

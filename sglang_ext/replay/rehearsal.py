@@ -38,9 +38,9 @@ def rehearsal(
 ) -> Rehearsal:
     """Cut ``trace`` in two and scale it.
 
-    Requests of every other session are learned from; of the others, ``requests`` in a row from the
-    middle are live. Where the trace names no sessions the last ``requests`` are live, and those
-    before them are learned from.
+    Requests of every other session are learned from; of the others, the ``requests`` in a row that
+    come in the shortest time are live. Where the trace names no sessions the last ``requests`` are
+    live, and those before them are learned from.
 
     Args:
         trace: the requests.
@@ -61,7 +61,7 @@ def rehearsal(
         live, earlier = order[-requests:], order[:-requests]
     else:
         mine = order[sessions % 2 == 0]
-        begin = max(0, (len(mine) - requests) // 2)
+        begin = _busiest(when[mine], requests)
         live, earlier = mine[begin : begin + requests], order[sessions % 2 == 1]
     if len(live) < requests or not len(earlier):
         raise TraceError(
@@ -73,6 +73,13 @@ def rehearsal(
         part(small, earlier.tolist(), when),
         part(small, live.tolist(), when),
     )
+
+
+def _busiest(when: FloatArray, requests: int) -> int:
+    """Where so many requests in a row take the shortest time."""
+    if len(when) <= requests:
+        return 0
+    return int(np.argmin(when[requests - 1 :] - when[: len(when) - requests + 1]))
 
 
 def scaled(trace: Trace, block_tokens: int, page_tokens: int) -> Trace:

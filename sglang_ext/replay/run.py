@@ -146,9 +146,7 @@ def _rows(policy: str, sizes: list[int], shares: list[float], *, tiered: bool) -
     return [Row(policy, sizes[-1], shares[-1], *parts)]
 
 
-def _ranking(
-    name: str, tree: PromptTree, trace: Trace, order: IntArray, policy: Policy
-) -> Ranking:
+def _ranking(name: str, tree: PromptTree, trace: Trace, order: IntArray, policy: Policy) -> Ranking:
     if name == "belady":
         return Belady(tree, order)
     if name == "lru":

@@ -113,12 +113,11 @@ class Oracle:
             if page is None:
                 return
             lesser = self._least(self.device, self.device, self.locked)
-            if lesser and self.touch[lesser] < self.touch[page]:
-                if not any(other[: -self.page] == lesser for other in self.host):
-                    self.device.discard(lesser)
-                    page = lesser
-                    self.host.add(page)
-            self.host.discard(page)
+            alone = lesser and all(other[: -self.page] != lesser for other in self.host)
+            if alone and self.touch[lesser] < self.touch[page]:
+                self.device.discard(lesser)
+            else:
+                self.host.discard(page)
 
     def _least(self, tier, held, locked):
         parents = {page[: -self.page] for page in held if page in tier or tier is not self.device}
