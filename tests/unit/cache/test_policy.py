@@ -219,7 +219,8 @@ def test_what_was_learned_goes_to_another_server_without_whom_it_was_learned_fro
     assert not np.isnan(again.model._age[: again.model.opened]).any(), "nobody looks on"
     assert again.model._age[(again.model.opened - 1) % again.model.ring] == 5.0
     fresh, _ = come(again, 0.0, [1, 2, 3], Stop.TOOL, session="x")
-    assert again.worth(fresh, 1.0) != Policy().worth(fresh, 1.0), "and what it learned counts"
+    cold, _ = come(Policy(), 0.0, [1, 2, 3], Stop.TOOL, session="x")
+    assert fresh.curve != cold.curve, "and what it learned counts"
 
 
 def test_a_state_that_does_not_fit_changes_nothing():
