@@ -119,8 +119,7 @@ def bench_live(what: LiveBench, on_step: OnStep) -> dict[str, Any]:
     )
     live = cut.live
     l1, l2 = _tiers(what, live)
-    # Under write-through L2 holds a copy of L1, so what it adds is the rest of it.
-    tiers = (l1, l2 - l1, _WITHOUT_BOUND)
+    tiers = (l1, l2, _WITHOUT_BOUND)
     on_step(f"learning from {len(cut.earlier):,} requests", 0)
     state = _learned(cut.earlier, tiers)
     rows = [_predicted(live, name, tiers, state) for name in PREDICTED]
@@ -166,18 +165,22 @@ def _tiers(what: LiveBench, live: Trace) -> tuple[int, int]:
 def _learned(earlier: Trace, tiers: Sequence[int]) -> bytes:
     """The state of a policy that has seen ``earlier``."""
     policy = Policy()
-    replay(earlier, ["ext"], [], tiers=tiers, answers="pooled", policy=policy)
+    _replay(earlier, "ext", tiers, policy)
     return policy.save_learned(float(earlier.time_s[-1]))
+
+
+def _replay(trace: Trace, name: str, tiers: Sequence[int], policy: Policy) -> Row:
+    """As a server that writes through does it, one request at a time."""
+    (row,) = replay(
+        trace, [name], [], tiers=tiers, inclusive=True, answers="pooled", policy=policy
+    ).rows
+    return row
 
 
 def _predicted(live: Trace, name: str, tiers: Sequence[int], state: bytes) -> LiveRow:
     policy = Policy()
     policy.load(state, float(live.time_s[0]))
-    (row,) = replay(live, [name], [], tiers=tiers, answers="pooled", policy=policy).rows
-    return _live_row(row)
-
-
-def _live_row(row: Row) -> LiveRow:
+    row = _replay(live, name, tiers, policy)
     parts = (row.l1_hit or 0.0, row.l2_hit or 0.0, row.l3_hit or 0.0)
     return LiveRow(row.policy, "replay", *parts)
 

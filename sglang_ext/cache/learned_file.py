@@ -55,17 +55,26 @@ class LearnedFile:
         self._every_s = every_s
         self._saved_s = 0.0
 
-    def load(self, policy: Policy, now: float) -> bool:
-        """Take back what was written, if it is there and good; returns whether it was."""
+    def read(self) -> bytes:
+        """What was written; empty where there is nothing, or where it cannot be read."""
+        try:
+            return read_state(self._file)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            logger.warning("The policy begins anew: %s: %s", self._file, error)
+            return b""
+
+    def load(self, policy: Policy, data: bytes, now: float) -> bool:
+        """Give a policy what `read` found; returns whether it was good."""
         self._saved_s = now
         try:
-            policy.load(read_state(self._file), now)
-        except FileNotFoundError:
-            return False
-        except (OSError, StateError) as error:
+            if data:
+                policy.load(data, now)
+        except StateError as error:
             logger.warning("The policy begins anew: %s: %s", self._file, error)
             return False
-        return True
+        return bool(data)
 
     def save(self, policy: Policy, now: float, *, anyway: bool = False) -> bool:
         """Write, if it is time to; returns whether it was written. Takes some 50 ms."""

@@ -38,8 +38,8 @@ class PathEntry(NamedTuple):
 class Node:
     """A run of tokens that is cached as a whole, and what is known of its use.
 
-    ``touch`` numbers the last request that is known to have passed it (`NEVER`: none is), ``turn`` is
-    that request's. A request is noted at the end of its path, and handed up when that is gone.
+    ``touch`` numbers the last request that is known to have passed it (`NEVER`: none is), ``turn``
+    is that request's. A request is noted at the end of its path, and handed up when that is gone.
     """
 
     __slots__ = (

@@ -125,6 +125,7 @@ class Policy:
             for guard in self._guards:
                 guard.finish(turn.conversation, now)
         self.model.learn(now)
+        self._curves.refresh()
 
     def guard(self, capacity_tokens: int) -> Guard:
         """A comparison with recency, for a tier that is to be no worse than that.

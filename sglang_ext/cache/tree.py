@@ -8,8 +8,10 @@ Source: ``mem_cache/registry.py`` and ``mem_cache/unified_radix_cache.py``, rele
 """
 
 import logging
+import struct
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +28,12 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import get_memory
 
 from sglang_ext.cache.advice import Advised
+from sglang_ext.cache.alike import AlikeRanks
 from sglang_ext.cache.carrier import carried_by
-from sglang_ext.cache.conversation import Stop
-from sglang_ext.cache.hooks import set_tree
+from sglang_ext.cache.conversation import FEATURES, Stop
+from sglang_ext.cache.disk_order import DiskOrder
+from sglang_ext.cache.forgetting import Forgetting
+from sglang_ext.cache.hooks import disk_tier, set_tree
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.install import BACKEND
 from sglang_ext.cache.learned_file import LearnedFile
@@ -39,6 +44,7 @@ from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
 from sglang_ext.cache.request_log import RequestLog
 from sglang_ext.cache.requests import Clock, Known, Requests
+from sglang_ext.cache.returns import fingerprint
 from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
@@ -48,6 +54,8 @@ __all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
 
 logger = logging.getLogger(__name__)
 
+# When what was learned is taken back, in front of it.
+_NOW = struct.Struct("<d")
 # Requests between two looks at the learned curves, which take a millisecond.
 _CURVES_EVERY = 64
 
@@ -59,11 +67,9 @@ def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
         logger.warning("The cache policy is SGLang's own: %s", why)
         return default_radix_cache_factory(ctx)
     ctx.params.tree_core_backend = BACKEND
-    parallel = ctx.server_args
-    ranks = parallel.tp_size * parallel.pp_size
     settings = replace(settings, writes=ctx.tp_rank == 0)
     # What SGLang calls for a class, it calls with the parameters alone.
-    make: Any = partial(ExtRadixCache, settings=settings, ranks=ranks)
+    make: Any = partial(ExtRadixCache, settings=settings)
     return create_unified_radix_cache(ctx, cache_class=make)
 
 
@@ -106,27 +112,38 @@ def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
     return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)
 
 
+def _learn_alike(ranks: AlikeRanks) -> bool:
+    """Whether all ranks would learn the same from the same requests."""
+    if not ranks or ranks.have_the_same(fingerprint(len(FEATURES))):
+        return True
+    logger.warning(
+        "The cache policy is LRU: the ranks of this server reckon differently (other processors, "
+        "or another numpy), so what each learned would differ"
+    )
+    return False
+
+
 class ExtRadixCache(UnifiedRadixCache):
     """SGLang's cache, evicting what the policy values least."""
 
-    def __init__(self, params: Any, *, settings: TreeSettings, ranks: int = 1) -> None:
-        """Make an empty cache.
+    def __init__(self, params: Any, *, settings: TreeSettings) -> None:
+        """Make an empty cache, on all ranks that must evict alike together.
 
         Args:
             params: SGLang's.
             settings: what was asked for.
-            ranks: processes that must evict alike.
         """
         super().__init__(params)
+        ranks = AlikeRanks.of(params)
         allocator = params.token_to_kv_pool_allocator
         self.device_tokens = int(getattr(allocator, "size", 0))
         page = params.page_size
         policy = None
-        if settings.policy == "ext":
+        if settings.policy == "ext" and _learn_alike(ranks):
             limits = PolicyLimits(pin_tokens=int(self.device_tokens * settings.pin_share))
             policy = Policy(limits=limits)
         told = settings.clock == "requests"
-        clock = Clock("told" if told else "received" if ranks > 1 else "")
+        clock = Clock("told" if told else "received" if ranks else "")
         block = -(-settings.block_tokens // page) * page
         self.requests = Requests(policy, Marks(settings.secret, block), clock, self._ended)
         self.policy = policy
@@ -145,6 +162,7 @@ class ExtRadixCache(UnifiedRadixCache):
             return TreeIndex(root, rank, *tokens, self._host_rank)
 
         self.tree_core.steer(make, clock, self._lost)
+        self.tree_core.compares_victims = bool(ranks) and params.pp_size == 1
         self._log = None
         if settings.record_file and params.pp_rank == 0 and settings.writes:
             self._log = RequestLog(Path(settings.record_file), settings.record_bytes, block)
@@ -152,13 +170,21 @@ class ExtRadixCache(UnifiedRadixCache):
             TreeMetrics(self.metrics_collector.labels) if params.enable_metrics else None
         )
         self._ended_requests = 0
+        self._forgetting: Forgetting | None = None
         self._learned: LearnedFile | None = None
-        # Several ranks must learn alike, and may not have the same file.
-        if policy is not None and settings.state_file and ranks == 1:
-            learned = LearnedFile(Path(settings.state_file))
-            learned.load(policy, time.time())
+        if policy is not None and settings.state_file:
+            learned = self._restored(Path(settings.state_file), policy, ranks)
             self._learned = None if told else learned  # times that were told are no other's
         set_tree(self)
+
+    @staticmethod
+    def _restored(path: Path, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
+        """Give the policy what the first rank finds; returns the file where it is this rank's."""
+        file = LearnedFile(path)
+        mine = _NOW.pack(time.time()) + file.read() if ranks.is_first else b""
+        told = ranks.from_first(mine)
+        file.load(policy, told[_NOW.size :], _NOW.unpack_from(told)[0])
+        return file if ranks.is_first else None
 
     def init_hicache(self, server_args: Any, params: Any) -> None:
         """Attach host memory; what it holds beside L1's tokens is shared among tenants."""
@@ -170,6 +196,16 @@ class ExtRadixCache(UnifiedRadixCache):
             index.host_shares.capacity = self._host_tokens
         if self.policy is not None and self._host_rank is not None:
             self._host_rank.guard = self.policy.guard(max(tokens, self.device_tokens))
+            self._forgetting = self._order_disk(self.policy, max(tokens, self.device_tokens))
+
+    def _order_disk(self, policy: Policy, tokens: int) -> Forgetting | None:
+        """Begin to order the third tier, which also holds what the ``tokens`` above it hold."""
+        tier = disk_tier()
+        capacity = 0 if tier is None else tier.capacity_tokens(self.page_size)
+        if tier is None or not capacity:
+            return None
+        order = DiskOrder(policy, policy.guard(max(tokens, capacity)))
+        return Forgetting(order, tier.advice, self.get_last_hash_value)
 
     def match_prefix(self, params: Any) -> Any:
         """Look a prefix up; the first look-up of a request is its arrival."""
@@ -283,11 +319,25 @@ class ExtRadixCache(UnifiedRadixCache):
             self.totals["hit"] += tokens
         self.totals["asked"] += known.tokens
         self._reconsider(self.requests.end(req.rid, stop, len(req.output_ids)))
+        if self._forgetting is not None and known.turn is not None:
+            self._try_disk(self._forgetting.finished, known.turn)
 
     def _reconsider(self, turns: Any) -> None:
         index = self.tree_core.index
         if index is not None and turns:
             index.reconsider(turns, self.requests.clock())
+        if self._forgetting is not None and turns:
+            self._try_disk(self._forgetting.changed, turns)
+
+    def _try_disk(self, tell: Callable[[Any, float], None], about: Any) -> None:
+        """Advice to the third tier; whatever goes wrong, it goes on by use."""
+        try:
+            tell(about, self.requests.clock())
+        except Exception:
+            logger.exception("The third tier is ordered by use from now on")
+            self._forgetting, tier = None, disk_tier()
+            if tier is not None:
+                tier.advice.name([], trusted=False)
 
     def _lost(self, node: Node) -> None:
         self.regret.lost(node, self.requests.clock())
@@ -304,11 +354,20 @@ class ExtRadixCache(UnifiedRadixCache):
             "requests": len(self.requests),
             "regretted_tokens": self.regret.tokens,
             "tokens": dict(self.totals),
-            "moves": dict(self.tree_core.counts),
+            "moves": {**self.tree_core.counts, **self._disk_moves()},
         }
+        if self._forgetting is not None:
+            order = self._forgetting.order
+            shown["disk"] = {"conversations": len(order), "trusted": order.trusted}
         if self.policy is not None:
             shown["learned"] = self.policy.inspect()
         return shown
+
+    def _disk_moves(self) -> dict[str, int]:
+        """Tokens that were written to the third tier, and evicted from it."""
+        tier = disk_tier()
+        moved = {} if tier is None else tier.moved
+        return {f"{name}_storage": pages * self.page_size for name, pages in moved.items()}
 
     def _ended(self, known: Known, stop: Stop, output_tokens: int) -> None:
         """A request has ended: its line in the log, and counts in the metrics."""
@@ -318,7 +377,7 @@ class ExtRadixCache(UnifiedRadixCache):
             self._learned.save(self.policy, self.requests.clock())
         if self._metrics is None:
             return
-        counts = {**self.totals, **self.tree_core.counts}
+        counts = {**self.totals, **self.tree_core.counts, **self._disk_moves()}
         counts["missed"] = counts.get("asked", 0) - counts.get("hit", 0)
         counts["regretted"] = self.regret.tokens
         self._metrics.show(counts)

@@ -96,6 +96,11 @@ class _PoliciesParam(click.ParamType[tuple[str, ...]]):
     help="Tokens in each tier, beside each other; in place of --capacity-tokens.",
 )
 @click.option(
+    "--inclusive",
+    is_flag=True,
+    help="Of --tiers: each tier also holds what those above it hold, as in the server.",
+)
+@click.option(
     "--window",
     "window_s",
     type=click.FloatRange(min=0),
@@ -160,6 +165,7 @@ def replay_command(
     policies: tuple[str, ...],
     capacities: tuple[int, ...] | None,
     tiers: tuple[int, ...] | None,
+    inclusive: bool,
     window_s: float,
     seed: int,
     block_tokens: int | None,
@@ -175,7 +181,9 @@ def replay_command(
     Each policy runs once over the trace, all capacities beside each other. lru to arc are what
     caches do elsewhere; belady knows the future.
     """
-    _check_sizes(capacities, tiers, window_s, wished_hit)
+    _check_tiers(tiers, capacities, inclusive=inclusive, wished_hit=wished_hit)
+    if not isfinite(window_s):
+        raise ConfigError("--window is not a number of seconds")
     _check_policies(policies, answers, load_from, save_to)
     for flag, file in (("--record", record_to), ("--save-policy", save_to)):
         if file is not None and len(traces) != 1:
@@ -197,6 +205,7 @@ def replay_command(
                 policies,
                 sizes,
                 tiers=tiers or (),
+                inclusive=inclusive,
                 seed=seed,
                 window_s=window_s,
                 block_tokens=block_tokens,
@@ -219,16 +228,17 @@ def replay_command(
     sys.exit(1 if unreached else 0)
 
 
-def _check_sizes(
-    capacities: tuple[int, ...] | None,
+def _check_tiers(
     tiers: tuple[int, ...] | None,
-    window_s: float,
+    capacities: tuple[int, ...] | None,
+    *,
+    inclusive: bool,
     wished_hit: float | None,
 ) -> None:
+    if inclusive and not tiers:
+        raise ConfigError("--inclusive is of --tiers", fix="give their sizes, or leave it away")
     if tiers and (capacities or len(tiers) > 3):
         raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
-    if not isfinite(window_s):
-        raise ConfigError("--window is not a number of seconds")
     if tiers and wished_hit is not None:
         raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
 

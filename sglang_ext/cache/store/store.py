@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+from sglang_ext.cache.store.advice import EvictionAdvice
 from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk, RealDisk
 from sglang_ext.cache.store.engine import Engine
@@ -107,6 +108,7 @@ class PageStore:
         undo.callback(self._engine.close, time.monotonic() + options.stall_s)
         parts = self._engine, disk, self._staging, options
         self._reader = Reader(self._catalog, *parts)
+        self.advice = EvictionAdvice(self._catalog)
         if self._keeper is not None:
             self._writer = Writer(self._keeper, *parts, self._writing)
             self._keeper.start(self._reader.ahead.expire)

@@ -16,12 +16,16 @@ def taught():
     return policy
 
 
+def restored(file, policy, now):
+    return file.load(policy, file.read(), now)
+
+
 def test_round_trip(tmp_path):
     file = LearnedFile(tmp_path / "policy.state")
     assert file.save(taught(), 100.0)
     assert stat.S_IMODE((tmp_path / "policy.state").stat().st_mode) == 0o600
     policy = Policy()
-    assert LearnedFile(tmp_path / "policy.state").load(policy, 200.0)
+    assert restored(LearnedFile(tmp_path / "policy.state"), policy, 200.0)
     assert policy.inspect()["conversations"] == taught().inspect()["conversations"]
     assert [path.name for path in tmp_path.iterdir()] == ["policy.state"]
 
@@ -37,12 +41,12 @@ def test_not_more_often_than_asked(tmp_path):
 def test_damage_is_a_fresh_start(tmp_path):
     path = tmp_path / "policy.state"
     policy = Policy()
-    assert not LearnedFile(path).load(policy, 0.0)
+    assert not restored(LearnedFile(path), policy, 0.0)
     LearnedFile(path).save(taught(), 100.0)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert not LearnedFile(path).load(policy, 0.0)
+    assert not restored(LearnedFile(path), policy, 0.0)
     assert policy.inspect()["conversations"] == 0
 
 
