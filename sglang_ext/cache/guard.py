@@ -27,6 +27,9 @@ _WINDOW = 2000.0
 _TRUST, _DROP = 1.0, 0.0
 # Part by which capacities may differ that count as the same after a restart: servers round them.
 _SAME = 0.05
+# Conversations that either order may hold. Default: 16,384, as many as are remembered. Cost: 1.7 KB
+# each, beside the conversation.
+_MOST = 16_384
 
 
 class Guard:
@@ -77,6 +80,12 @@ class Guard:
         self._recent.move_to_end(conversation)
         self.rank(conversation, now)
         self._cut(now)
+        if len(self._recent) > _MOST:
+            self._forget(next(iter(self._recent)))
+        if len(self._learned) > _MOST:
+            least = self._order.lowest(now)
+            if least is not None:
+                self._forget(least)
 
     def state(self) -> list[float]:
         """What survives a restart, for `load`; what the model of the tier holds does not."""
@@ -99,6 +108,12 @@ class Guard:
         if conversation in self._learned:
             self._touch += 1
             self._order.add(conversation, self._touch, now)
+
+    def _forget(self, conversation: Conversation) -> None:
+        """Neither order has anything of a conversation any more."""
+        for side, held in enumerate((self._recent, self._learned)):
+            self._over[side] -= held.pop(conversation, 0)
+        self._order.discard(conversation)
 
     def _cut(self, now: float) -> None:
         """Drop what is over the capacity."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from sglang_ext.cache.conversation import Turn
 from sglang_ext.cache.mirror import Mirror, Node, PathEntry
-from sglang_ext.cache.order import FairOrder, Shares
+from sglang_ext.cache.order import FairOrder
 from sglang_ext.cache.ranks import Rank
+from sglang_ext.cache.shares import Shares, Tenants
 from sglang_ext.cache.use import Use, handed_up
 from sglang_ext.errors import MirrorError
 
@@ -39,8 +40,9 @@ class TreeIndex:
     ) -> None:
         self.rank = rank
         self.mirror = Mirror(root_id)
-        self.device_shares = Shares(device_tokens)
-        self.host_shares = Shares(host_tokens)
+        self.tenants = Tenants()
+        self.device_shares = Shares(device_tokens, self.tenants)
+        self.host_shares = Shares(host_tokens, self.tenants)
         self.device: FairOrder[Node] = FairOrder(rank, _tenant, self.device_shares)
         self._host_rank = host_rank or rank
         self.host: FairOrder[Node] = FairOrder(self._host_rank, _tenant, self.host_shares)
@@ -58,7 +60,7 @@ class TreeIndex:
         now: float,
         tenant: str = "",
     ) -> tuple[Node, list[Node]]:
-        """Take in the path to a node; see `Mirror.learn`. New nodes belong to ``tenant``.
+        """Take in the path to a node; see `Mirror.learn`. New nodes belong to ``tenant`` (a place).
 
         Raises:
             MirrorError: the path contradicts what is known.

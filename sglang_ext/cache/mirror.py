@@ -175,6 +175,8 @@ class Mirror:
         """The tree is gone: who still holds one of its nodes finds it without a parent."""
         for node in self._nodes.values():
             node.parent = None
+            node.tokens = None  # a conversation may hold its last node for long
+            node.children = {}
 
     def path(self, node: Node) -> Iterator[Node]:
         """From a node up, without the root."""

@@ -25,7 +25,7 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import resolve_tree_core_backend
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-from sglang.srt.runtime_context import get_memory
+from sglang.srt.runtime_context import get_memory, get_parallel
 
 from sglang_ext.cache.advice import Advised
 from sglang_ext.cache.alike import AlikeRanks
@@ -40,6 +40,8 @@ from sglang_ext.cache.learned_file import LearnedFile
 from sglang_ext.cache.marks import Marks
 from sglang_ext.cache.mirror import Node
 from sglang_ext.cache.policy import Policy, PolicyLimits
+from sglang_ext.cache.probes import is_probe
+from sglang_ext.cache.quiet import LogGate
 from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
 from sglang_ext.cache.request_log import RequestLog
@@ -50,7 +52,7 @@ from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
 from sglang_ext.cache.tree_metrics import TreeMetrics
 
-__all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
+__all__ = ["ExtRadixCache", "create", "create_core", "unsupported", "writes_log"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
         logger.warning("The cache policy is SGLang's own: %s", why)
         return default_radix_cache_factory(ctx)
     ctx.params.tree_core_backend = BACKEND
-    settings = replace(settings, writes=ctx.tp_rank == 0)
+    settings = replace(settings, writes=writes_log(get_parallel()))
     # What SGLang calls for a class, it calls with the parameters alone.
     make: Any = partial(ExtRadixCache, settings=settings)
     return create_unified_radix_cache(ctx, cache_class=make)
@@ -92,6 +94,17 @@ def unsupported(ctx: TreeCacheBuildContext) -> str:
     return next((why for holds, why in reasons if holds), "")
 
 
+def writes_log(parallel: Any) -> bool:
+    """Whether this process logs its requests: one of those that serve the same ones does.
+
+    With attention data parallelism the groups of a tensor-parallel server serve different ones.
+
+    Args:
+        parallel: SGLang's ranks of this process.
+    """
+    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)
+
+
 def create_core(params: Any, components: Any) -> Any:
     """SGLang's factory of a tree core; the Rust core wherever SGLang has one."""
     if resolve_tree_core_backend("rust", params) == "rust":
@@ -105,8 +118,13 @@ def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
         detector = FunctionCallParser.ToolCallParserEnum[parser]()
         marker = detector.bot_token
         ids = tokenizer.encode(marker, add_special_tokens=False) if marker else []
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ToolCalls()  # no parser, or one that wants more: what ends is a finished turn
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if parser:
+            logger.warning(
+                "The cache policy takes answers with tool calls for finished turns: parser %s: %r",
+                *(parser, error),
+            )
+        return ToolCalls()
     if len(ids) == 1:
         return ToolCalls(marker=ids)
     return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)
@@ -145,7 +163,8 @@ class ExtRadixCache(UnifiedRadixCache):
         told = settings.clock == "requests"
         clock = Clock("told" if told else "received" if ranks else "")
         block = -(-settings.block_tokens // page) * page
-        self.requests = Requests(policy, Marks(settings.secret, block), clock, self._ended)
+        marks = Marks(settings.secret, block)
+        self.requests = Requests(policy, marks, clock, self._ended, settings.secret)
         self.policy = policy
         self.block_tokens = block
         self.regret = Regret()
@@ -153,6 +172,7 @@ class ExtRadixCache(UnifiedRadixCache):
         self._parser = settings.tool_call_parser
         self._tool_calls: ToolCalls | None = None
         self.totals: Counter[str] = Counter()
+        self._gate = LogGate()
         self._host_tokens = self.device_tokens
         rank = Recency() if policy is None else Learned(policy, policy.guard(self.device_tokens))
         self._host_rank = None if policy is None else Learned(policy)
@@ -173,14 +193,14 @@ class ExtRadixCache(UnifiedRadixCache):
         self._forgetting: Forgetting | None = None
         self._learned: LearnedFile | None = None
         if policy is not None and settings.state_file:
-            learned = self._restored(Path(settings.state_file), policy, ranks)
+            file = LearnedFile(Path(settings.state_file), settings.state_bytes)
+            learned = self._restored(file, policy, ranks)
             self._learned = None if told else learned  # times that were told are no other's
         set_tree(self)
 
     @staticmethod
-    def _restored(path: Path, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
+    def _restored(file: LearnedFile, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
         """Give the policy what the first rank finds; returns the file where it is this rank's."""
-        file = LearnedFile(path)
         mine = _NOW.pack(time.time()) + file.read() if ranks.is_first else b""
         told = ranks.from_first(mine)
         file.load(policy, told[_NOW.size :], _NOW.unpack_from(told)[0])
@@ -211,10 +231,10 @@ class ExtRadixCache(UnifiedRadixCache):
         """Look a prefix up; the first look-up of a request is its arrival."""
         if params.req is None or self.disable:
             return super().match_prefix(params)
-        known = self._arrive(params.req)
+        known = self._note("seen", self._arrive, params.req)
         result = self._for(known, super().match_prefix, params)
         if known is not None:
-            self._matched(known, result, params.key)
+            self._note("looked up", self._matched, known, result, params.key)
         return result
 
     def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
@@ -226,12 +246,19 @@ class ExtRadixCache(UnifiedRadixCache):
         """A request gives its memory back: its answer is complete, or it was retracted."""
         super().on_release(req, checkpointed=checkpointed)
         if req.finished():
-            self._finish(req)
+            self._note("finished", self._finish, req)
+
+    def claim_kv_row(self, req: Any) -> bool:
+        """A streaming session keeps what a request has; then nothing is released."""
+        claimed: bool = super().claim_kv_row(req)
+        if claimed and req.finished():
+            self._note("finished", self._finish, req)
+        return claimed
 
     def release_aborted_request(self, request: Any) -> None:
         """A request will not be answered."""
         super().release_aborted_request(request)
-        self._reconsider(self.requests.end(request.rid, Stop.OTHER, -1))
+        self._note("aborted", self._aborted, request.rid)
 
     def _handle_prefetch_result(self, operation: Any) -> None:
         known = self.requests.get(operation.handle.rid)
@@ -245,7 +272,7 @@ class ExtRadixCache(UnifiedRadixCache):
         """The process ends."""
         super().shutdown()
         if self._learned and self.policy:
-            self._learned.save(self.policy, self.requests.clock(), anyway=True)
+            self._note("saved", self._learned.close, self.policy, self.requests.clock())
         if self._log is not None:
             self._log.close()
 
@@ -258,37 +285,47 @@ class ExtRadixCache(UnifiedRadixCache):
     def _for(self, known: Known | None, call: Any, *args: Any, **kwargs: Any) -> Any:
         """Call on behalf of a request: what it makes in the tree is its own."""
         core = self.tree_core
-        core.turn, core.tenant = (known.turn, known.tenant) if known else (None, "")
+        core.turn, core.tenant = (known.turn, known.place) if known else (None, "")
         try:
             return call(*args, **kwargs)
         finally:
             core.turn, core.tenant = None, ""
 
+    def _note(self, what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Keep the books; None where that fails. The scheduler would end on the exception."""
+        try:
+            return call(*args, **kwargs)
+        except Exception:
+            self.totals["faults"] += 1
+            others = self._gate.admits(what)
+            if others is not None:
+                logger.exception(
+                    "Requests are served, but one that was %s is not in the books of the cache "
+                    "policy; %d more since the last line",
+                    *(what, others),
+                )
+            return None
+
     def _arrive(self, req: Any) -> Known | None:
         known = self.requests.get(req.rid)
         if known is not None:
             return known
-        if req.finished():
+        if req.finished() or is_probe(req.rid):
             return None
         carried = carried_by(req.kv_hints)
-        try:
-            known, changed = self.requests.arrive(
-                req.rid,
-                req.origin_input_ids,
-                (req.extra_key, req.cache_salt),
-                carried,
-                session=req.session_id,
-                model=req.lora_id or "",
-            )
-        except Exception:  # whatever it is: no request is refused for what is learned of it
-            logger.exception("A request was not understood; the cache serves it all the same")
-            return None
+        known, changed = self.requests.arrive(
+            req.rid,
+            req.origin_input_ids,
+            (req.extra_key, req.cache_salt),
+            carried,
+            session=req.session_id,
+            model=req.lora_id or "",
+        )
         for advice in self.advised.fresh(carried.get("advice")):
-            self.totals[f"advice_{advice[0]}"] += self.advise(*advice)
+            self.totals[f"advice_{advice[0]}"] += self._note("advised", self.advise, *advice) or 0
         index = self.tree_core.index
         if index is not None:
-            for shares in (index.device_shares, index.host_shares):
-                shares.seen(known.tenant, known.arrived_s)
+            known.place = index.tenants.seen(known.tenant, known.arrived_s)
         self._reconsider(changed)
         return known
 
@@ -322,6 +359,9 @@ class ExtRadixCache(UnifiedRadixCache):
         if self._forgetting is not None and known.turn is not None:
             self._try_disk(self._forgetting.finished, known.turn)
 
+    def _aborted(self, rid: str) -> None:
+        self._reconsider(self.requests.end(rid, Stop.OTHER, -1))
+
     def _reconsider(self, turns: Any) -> None:
         index = self.tree_core.index
         if index is not None and turns:
@@ -340,7 +380,7 @@ class ExtRadixCache(UnifiedRadixCache):
                 tier.advice.name([], trusted=False)
 
     def _lost(self, node: Node) -> None:
-        self.regret.lost(node, self.requests.clock())
+        self._note("evicted", self.regret.lost, node, self.requests.clock())
 
     def describe(self) -> dict[str, Any]:
         """State and counters as plain values, for ``/server_info``."""
@@ -373,8 +413,9 @@ class ExtRadixCache(UnifiedRadixCache):
         """A request has ended: its line in the log, and counts in the metrics."""
         if self._log is not None:
             self._log.put(known, stop, output_tokens, self.requests.clock())
-        if self._learned and self.policy and not len(self.requests):
-            self._learned.save(self.policy, self.requests.clock())
+        if self._learned and self.policy:
+            now, busy = self.requests.clock(), bool(len(self.requests))
+            self._learned.save(self.policy, now, busy=busy)
         if self._metrics is None:
             return
         counts = {**self.totals, **self.tree_core.counts, **self._disk_moves()}

@@ -54,7 +54,7 @@ def test_what_one_rank_finds_is_what_all_know(tmp_path):
     for number in range(40):
         turn, _ = policy.arrive(float(number), Arrival(10, [1, number], "s"))
         policy.finish(turn, number + 0.5, Stop.TOOL, 5)
-    LearnedFile(tmp_path / "0.state").save(policy, 0.0, anyway=True)
+    LearnedFile(tmp_path / "0.state").close(policy, 0.0)
     (tmp_path / "1.state").write_bytes(b"something else")
     one, two = run_ranks(tmp_path, 3, 300)
     assert one["known_at_start"] == two["known_at_start"] == policy.inspect()["returns"] > 0

@@ -77,6 +77,32 @@ class FaultyDisk(RealDisk):
         super().remove(path)
 
 
+class SmallDisk(FaultyDisk):
+    """A disk that has room for ``room_bytes`` of allocated files."""
+
+    def __init__(self, room_bytes):
+        super().__init__()
+        self.room_bytes = room_bytes
+        self.taken = {}
+
+    def free_bytes(self, path):
+        return self.room_bytes - sum(self.taken.values())
+
+    def allocate(self, file, size_bytes):
+        if size_bytes > self.free_bytes(None):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.paths[file]))
+        super().allocate(file, size_bytes)
+        self.taken[self.paths[file]] = size_bytes
+
+    def rename(self, old, new):
+        super().rename(old, new)
+        self.taken[Path(new)] = self.taken.pop(Path(old), 0)
+
+    def remove(self, path):
+        super().remove(path)
+        self.taken.pop(Path(path), None)
+
+
 def _everything(operation, path):
     return True
 

@@ -134,6 +134,11 @@ class Catalog:
             if row != NO_ROW:
                 self._drop(row, why)
 
+    def refuse(self, pages: int, why: str) -> None:
+        """Count pages that are not kept."""
+        with self.lock:
+            self.refused[why] += pages
+
     def insert_segment(self, segment: Segment, file_bytes: int) -> None:
         """Take a new segment in."""
         with self.lock:

@@ -106,6 +106,8 @@ class StoreFolder:
                 raise StoreFolderError(
                     f"{path} is a symbolic link; the store follows none. Remove it"
                 ) from error
+            if error.errno in (errno.EISDIR, errno.ENXIO):  # a folder; a pipe or a socket
+                raise StoreFolderError(f"{path} is not a regular file; remove it") from error
             raise
         try:
             _check_file(path, self.disk.stat(file))
@@ -149,16 +151,21 @@ class StoreFolder:
         """Remove one of our files; one that is not there is no error."""
         self._remove(path)
 
-    def claim(self) -> None:
+    def claim(self, *, shared: bool = False) -> None:
         """Take the writer's lock; it is held until ``release`` or the end of the process.
+
+        Args:
+            shared: only keep writers away; nothing is written.
 
         Raises:
             StoreInUseError: somebody holds it.
         """
         path = self.path / "lock"
-        file = self.open(path, os.O_RDWR | os.O_CREAT)
+        if shared and "lock" not in self.disk.list(self.path):
+            return  # no writer was here
+        file = self.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT)
         try:
-            if not self.disk.lock(file):
+            if not self.disk.lock(file, shared=shared):
                 holder = bytearray(32)
                 length = read_fully(self.disk, file, memoryview(holder), 0)
                 pid = holder[:length].decode("ascii", "replace").strip() or "unknown"
@@ -166,7 +173,8 @@ class StoreFolder:
                     f"the page store {self.path} is in use by process {pid}; give this server a "
                     "folder of its own, or end that process"
                 )
-            write_fully(self.disk, file, memoryview(f"{os.getpid():<20}\n".encode()), 0)
+            if not shared:
+                write_fully(self.disk, file, memoryview(f"{os.getpid():<20}\n".encode()), 0)
         except BaseException:
             self.disk.close(file)
             raise
@@ -202,15 +210,23 @@ class StoreFolder:
             StoreError: there are files with our names, and no superblock that says they are ours.
         """
         self.remove_partial()
-        strange = [path for path in self.own_files() if path.name != "lock"]
-        if strange:
-            raise StoreError(
-                f"{self.path} has no superblock (STORE), yet it holds {strange[0].name}; if that "
-                "was left by a page store, remove the folder, else give the store another one"
-            )
+        self.check_empty()
         self.store_id = secrets.token_bytes(STORE_ID_BYTES)
         text = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "id": self.store_id.hex()}
         self.write_file(self.path / "STORE", (json.dumps(text) + "\n").encode())
+
+    def check_empty(self) -> None:
+        """Look whether a folder without a superblock holds nothing of a store.
+
+        Raises:
+            StoreFolderError: there are files with our names that nothing says are ours.
+        """
+        strange = [path for path in self.own_files() if path.name != "lock"]
+        if strange:
+            raise StoreFolderError(
+                f"{self.path} has no superblock (STORE), yet it holds {strange[0].name}; if that "
+                "was left by a page store, remove the folder, else give the store another one"
+            )
 
     def remove_partial(self) -> None:
         """Remove files whose writing was not finished."""

@@ -44,7 +44,11 @@ class Keeper:
         folder, options, disk: as for the store.
         hours: the write budget; what earlier runs wrote is restored.
         seen: filter of admission; None: all pass.
-        health: is told of faults.
+        health: of the writing of pages; is told of faults that refuse them.
+
+    Attributes:
+        health: of the thread that syncs and writes checkpoints. It has one of its own: pages may be
+            written while it fails, and the other way round.
 
     Raises:
         StoreError: as the store's constructor says.
@@ -64,7 +68,12 @@ class Keeper:
         self.syncs = 0
         self.checkpoints = 0
         self._hours = hours
-        self._health = health
+        self.health = Health(
+            "syncing",
+            effect="new pages may not outlive a loss of power, and are refused once the journal "
+            "is full",
+        )
+        self._writing = health
         self._interval_s = options.sync_interval_s
         self._stall_s = options.stall_s
         self._syncing = threading.Lock()
@@ -113,7 +122,7 @@ class Keeper:
         self.journal = Journal(self.folder, self._journal_bytes, self._want_checkpoint)
         undo.callback(self.journal.close)
         self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
-        self._room = Room(self.catalog, self.files, self.space, self._health)
+        self._room = Room(self.catalog, self.files, self.space, self._writing)
         self._room.fit()
         try:
             self._begin()
@@ -182,7 +191,8 @@ class Keeper:
         try:
             self._write_journal()
         except OSError as error:
-            self._health.failed(error)
+            self._writing.failed(error)
+            self.catalog.refuse(len(done), "disk")
             return []
         return done
 
@@ -276,13 +286,16 @@ class Keeper:
                 break
             try:
                 tick()
-                self.sync()
-                self._checkpoint_now()
-                self._room.synced()
-                self._room.recycle()
+                if self.health.allows():
+                    self.sync()
+                    self._checkpoint_now()
+                    self._room.synced()
+                    self._room.recycle()
+                    self.health.succeeded()
             except OSError as error:
-                self._health.failed(error)
+                self.health.failed(error)
             except Exception as error:
+                self.health.failed(error)
                 others = self._gate.admits(type(error).__name__)
                 if others is not None:
                     logger.exception(
@@ -331,4 +344,5 @@ class Keeper:
 
     def _want_checkpoint(self) -> None:
         self._wanted = True
-        self._wake.set()
+        if self.health.is_good:  # otherwise it was tried in vain, and is tried again after a pause
+            self._wake.set()

@@ -123,6 +123,10 @@ class SegmentFiles:
         """Remove a segment's file, so that its room is free at once."""
         self._folder.remove(self._folder.segment_path(number))
 
+    def free_bytes(self) -> int:
+        """What the disk has left."""
+        return self._folder.disk.free_bytes(self._folder.segments)
+
     def sync_names(self) -> None:
         """Make it durable which segments there are."""
         self._folder.disk.sync_folder(self._folder.segments)
@@ -158,13 +162,15 @@ class SegmentFiles:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                # The file exists now if it was to be made: some file systems refuse afterwards.
-                if flags & os.O_EXCL:
-                    self._folder.remove(path)
-                self.direct = False
-                logger.warning(
-                    "page store: %s is on a file system without O_DIRECT; pages go through the "
-                    "page cache, which costs a copy and memory",
-                    self._folder.segments,
-                )
+            # The file exists now if it was to be made: some file systems refuse afterwards.
+            if flags & os.O_EXCL:
+                self._folder.remove(path)
+            file = self._folder.open(path, flags)  # tells what is no regular file
+            self.direct = False
+            logger.warning(
+                "page store: %s is on a file system without O_DIRECT; pages go through the "
+                "page cache, which costs a copy and memory",
+                self._folder.segments,
+            )
+            return file
         return self._folder.open(path, flags)

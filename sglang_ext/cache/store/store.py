@@ -285,6 +285,8 @@ class PageStore:
         parts = [reader.health, self._writing]
         if self._follower is not None:
             parts.append(self._follower.health)
+        if keeper is not None:
+            parts.append(keeper.health)
         with catalog.lock:
             return StoreStats(
                 pages=len(catalog.index),

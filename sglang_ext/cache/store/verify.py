@@ -41,8 +41,8 @@ def verify_store(
 ) -> Iterator[Finding]:
     """Check superblock, checkpoint, journal, segments and every page.
 
-    Takes the writer's lock, so no server may run on the folder. Nothing is written but the process
-    id into the lock.
+    Shares the writer's lock, so no server may run on the folder, which may be mounted for reading
+    alone. Nothing is written.
 
     Args:
         folder: of the store.
@@ -58,9 +58,10 @@ def verify_store(
         store = StoreFolder(folder, disk, writer=False)
     except FileNotFoundError as error:
         raise StoreError(f"{folder} holds no page store") from error
-    if not (folder / "lock").exists() or not store.load():
+    if not store.load():
+        store.check_empty()
         raise StoreError(f"{folder} holds no page store")
-    store.claim()
+    store.claim(shared=True)
     try:
         yield from _verify(store, disk, on_page or (lambda done, pages: None))
     finally:
@@ -71,11 +72,19 @@ def _verify(
     store: StoreFolder, disk: Disk, on_page: Callable[[int, int], None]
 ) -> Iterator[Finding]:
     with survey(store, direct=True, threads=16) as found:
+        gone = found.recovered.gone
         for number, why in found.unusable:
-            yield Finding(_name(store, number), "", why)
+            yield _lost(store, number, why, gone.pop(number, 0))
+        for number, pages in gone.items():
+            why = "it was cut" if number in found.segments.by_number else "it is gone"
+            yield _lost(store, number, why, pages)
         for name, what in found.recovered.damage:
             yield Finding(name, "", what)
         yield from _pages(store, disk, found.recovered.index, found.segments, on_page)
+
+
+def _lost(store: StoreFolder, number: int, why: str, pages: int) -> Finding:
+    return Finding(_name(store, number), "", f"{why}, and {pages} pages with it" if pages else why)
 
 
 def _pages(

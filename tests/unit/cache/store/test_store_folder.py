@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import threading
+from pathlib import Path
 
 import pytest
 from support.store_crash import crash
@@ -28,6 +30,10 @@ def refused(folder, error, *words):
         PageStore(folder, options())
     for word in words:
         assert str(word) in str(raised.value)
+
+
+def verify(folder, options):
+    list(verify_store(folder))
 
 
 def own_names(folder):
@@ -157,10 +163,35 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     refused(path, StoreFolderError, "not a folder")
 
 
-def test_a_pipe_in_place_of_a_file_is_refused(folder):
-    (folder / "lock").unlink()
-    os.mkfifo(folder / "lock", 0o600)
-    refused(folder, StoreFolderError, "regular")
+def fifo(path):
+    os.mkfifo(path, 0o600)
+
+
+@pytest.mark.parametrize("make", [fifo, Path.mkdir])
+@pytest.mark.parametrize("opens", [PageStore, PageStore.follow, verify])
+@pytest.mark.parametrize("name", ["STORE", "lock", "index-1.ckpt", "segments/000001.seg"])
+def test_what_is_no_regular_file_is_refused_at_once(folder, name, opens, make, caplog):
+    path = folder / name
+    path.unlink()
+    make(path)
+    path.chmod(0o600)
+    raised = []
+
+    def attempt():
+        try:
+            opens(folder, options()).close()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)  # it may hang
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    if opens == PageStore.follow and name in ("lock", "index-1.ckpt"):
+        return  # a view takes no lock, and waits for a writer's checkpoint
+    assert [type(error) for error in raised] == [StoreFolderError]
+    assert f"{path} is not a regular file" in str(raised[0])
+    assert "O_DIRECT" not in caplog.text
 
 
 def test_foreign_files_are_never_touched(folder):
