@@ -12,7 +12,7 @@ Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import sqrt
 
 from sglang_ext.cache.conversation import Conversation
@@ -25,6 +25,8 @@ _WINDOW = 2000.0
 # Lead of the learned order at which it is trusted, and below which it no longer is, in standard
 # deviations of what chance would do.
 _TRUST, _DROP = 1.0, 0.0
+# Part by which capacities may differ that count as the same after a restart: servers round them.
+_SAME = 0.05
 # Conversations that either order may hold. Default: 16,384, as many as are remembered. Cost: 1.7 KB
 # each, beside the conversation.
 _MOST = 16_384
@@ -89,11 +91,17 @@ class Guard:
         """What survives a restart, for `load`; what the model of the tier holds does not."""
         return [self.capacity_tokens, self.lead_tokens, self._squares, float(self.trusted)]
 
-    def load(self, state: Sequence[float]) -> None:
-        """Take back the `state` of a guard of the same capacity; another one is ignored."""
-        capacity, lead, squares, trusted = state
-        if capacity == self.capacity_tokens:
-            self.lead_tokens, self._squares, self.trusted = lead, squares, bool(trusted)
+    def load(self, states: Iterable[Sequence[float]]) -> None:
+        """Take back the `state` of a guard of this capacity, or of nearly this; others say nothing.
+
+        Args:
+            states: of all guards that were kept.
+        """
+        mine = self.capacity_tokens
+        nearest = min(states, key=lambda state: abs(state[0] - mine), default=None)
+        if nearest is not None and abs(nearest[0] - mine) <= _SAME * mine:
+            _, self.lead_tokens, self._squares, trusted = nearest
+            self.trusted = bool(trusted)
 
     def rank(self, conversation: Conversation, now: float) -> None:
         """More is known of ``conversation``."""

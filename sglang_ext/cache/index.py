@@ -44,7 +44,8 @@ class TreeIndex:
         self.device_shares = Shares(device_tokens, self.tenants)
         self.host_shares = Shares(host_tokens, self.tenants)
         self.device: FairOrder[Node] = FairOrder(rank, _tenant, self.device_shares)
-        self.host: FairOrder[Node] = FairOrder(host_rank or rank, _tenant, self.host_shares)
+        self._host_rank = host_rank or rank
+        self.host: FairOrder[Node] = FairOrder(self._host_rank, _tenant, self.host_shares)
         self._touches = 0
         self._host_locks: dict[int, Node] = {}  # nodes in host memory alone that are locked
 
@@ -186,6 +187,12 @@ class TreeIndex:
             self.host.add(node, node.touch, now)
         else:
             self.host.discard(node)
+
+    def is_lesser(self, node: Node, other: Node, now: float) -> bool:
+        """Whether ``node`` goes before ``other`` where both could go from host memory."""
+        mine, _ = self._host_rank(node, now)
+        theirs, _ = self._host_rank(other, now)
+        return (mine, node.touch) < (theirs, other.touch)
 
     def check_integrity(self) -> None:
         """Raise where the state contradicts itself; for tests.

@@ -11,9 +11,33 @@ from pathlib import Path
 from sglang_ext.cache.policy import Policy
 from sglang_ext.errors import StateError
 
-__all__ = ["LearnedFile"]
+__all__ = ["LearnedFile", "read_state", "write_state"]
 
 logger = logging.getLogger(__name__)
+
+
+def read_state(file: Path, most_bytes: int = -1) -> bytes:
+    """A state that `write_state` wrote; not more than ``most_bytes`` of it.
+
+    Raises:
+        OSError: it cannot be read, or is a link.
+    """
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
+        return stream.read(most_bytes)
+
+
+def write_state(file: Path, state: bytes) -> None:
+    """Replace ``file``, of mode 0600, as a whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fresh = file.with_name(f"{file.name}.{os.getpid()}.new")  # replicas share it
+    fresh.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(fresh, flags, 0o600), "wb") as stream:
+        stream.write(state)
+    fresh.replace(file)
 
 
 class LearnedFile:
@@ -46,9 +70,7 @@ class LearnedFile:
     def read(self) -> bytes:
         """What was written; empty where there is nothing, or where it cannot be read."""
         try:
-            descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW)
-            with os.fdopen(descriptor, "rb") as file:
-                return file.read(self._most_bytes)
+            return read_state(self._file, self._most_bytes)
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -113,13 +135,8 @@ class LearnedFile:
                 *(len(data), self._file, self._most_bytes),
             )
             return
-        fresh = self._file.with_name(f"{self._file.name}.{os.getpid()}.new")  # replicas share it
         try:
-            fresh.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
-                file.write(data)
-            fresh.replace(self._file)
+            write_state(self._file, data)
             self._written = True
         except OSError as error:
             logger.warning("What was learned is not kept: %s: %s", self._file, error)

@@ -139,8 +139,7 @@ class Policy:
             The guard, kept up to date from now on; for `worth`.
         """
         guard = Guard(capacity_tokens, self._conversation_worth)
-        for state in self._guarded:
-            guard.load(state)
+        guard.load(self._guarded)
         self._guards.append(guard)
         return guard
 
@@ -264,6 +263,14 @@ class Policy:
             "pauses": self.model.opened,
             "returns": self.model.closed,
             "steps": self.model.steps,
+            "guards": [
+                {
+                    "capacity_tokens": guard.capacity_tokens,
+                    "trusted": guard.trusted,
+                    "lead_tokens": round(guard.lead_tokens),
+                }
+                for guard in self._guards
+            ],
             "curves": self._curves.by_stop(),
         }
 
@@ -273,6 +280,13 @@ class Policy:
         Holds digests of session names, counts and times; no prompt, no token.
         """
         return saved(self.model, self.sessions, self._guards)
+
+    def save_learned(self, now: float) -> bytes:
+        """What was learned, without the conversations that it was learned from, for `load`.
+
+        For another server: it will not meet these conversations. As of ``now`` nobody looks on.
+        """
+        return saved(self.model, self.sessions, self._guards, now)
 
     def load(self, data: bytes, now: float) -> None:
         """Take back what `save` gave, in place of all that is known.
@@ -291,8 +305,7 @@ class Policy:
         self._curves = Curves(model)
         self._pins.clear()
         for guard in self._guards:
-            for row in restored.guards:
-                guard.load(row)
+            guard.load(restored.guards)
         for conversation in restored.conversations:
             if conversation.stop == Stop.RUNNING:
                 conversation.finish(conversation.arrived_s, Stop.OTHER, -1)

@@ -29,18 +29,20 @@ class Clock:
     """Seconds that never go back, equal on all ranks of a server.
 
     Args:
-        heard: take the time from the stream of requests alone, which is the same on all ranks;
-            otherwise from the system, which is not.
+        heard: what the time is taken from, of what is carried with each request: ``received``,
+            when it reached the server, which is the same on all ranks; ``told``, when its client
+            says that it came. Empty: from the system, which differs between ranks.
     """
 
-    def __init__(self, *, heard: bool = False) -> None:
+    def __init__(self, heard: str = "") -> None:
         self._heard = heard
         self._now = 0.0
 
-    def hear(self, received_s: object) -> None:
-        """A request says when it reached the server."""
-        if self._heard and isinstance(received_s, float | int) and received_s < 4e9:
-            self._now = max(self._now, float(received_s))
+    def hear(self, carried: Mapping[str, Any]) -> None:
+        """A request is here; what is carried with it (`sglang_ext.cache.carrier`) may say when."""
+        seconds = carried.get(self._heard) if self._heard else None
+        if isinstance(seconds, float | int) and seconds < 4e9:
+            self._now = max(self._now, float(seconds))
 
     def __call__(self) -> float:
         """Now."""
@@ -128,7 +130,7 @@ class Requests:
         known = self._known.get(rid)
         if known is not None:
             return known, []
-        self.clock.hear(carried.get("received"))
+        self.clock.hear(carried)
         marks = self._marks(tokens, space)
         name = self._session(carried, session)
         extra_key, cache_salt = space

@@ -58,6 +58,8 @@ _RATE, _LAST_RATE, _RATE_PAUSES = 1e-2, 2e-3, 1000.0
 # Shrinkage of the weights, as of a prior worth this many pauses, and its floor; shrinkage of what
 # one age says against its neighbours.
 _PRIOR_PAUSES, _SHRINK, _FINE_SHRINK = 5.0, 1e-3, 1e-2
+# A pause that ended at once.
+_LEAST_AGE_S = 0.05
 # Pauses that must have been seen at an age for its hazard to count half.
 _HALF_SEEN = 30.0
 
@@ -214,7 +216,7 @@ class ReturnModel:
         if not self._holds(number):
             return
         slot = number % self.ring
-        self._age[slot] = max(now - self._begin[slot], 0.05)
+        self._age[slot] = max(now - self._begin[slot], _LEAST_AGE_S)
         self._back[slot] = back
         self.closed += back
 
@@ -272,11 +274,18 @@ class ReturnModel:
             taken += 1
         return taken
 
-    def state(self) -> dict[str, Any]:
-        """Everything that was learned, as plain values; `load` takes it back."""
+    def state(self, closed_s: float | None = None) -> dict[str, Any]:
+        """Everything that was learned, as plain values; `load` takes it back.
+
+        Args:
+            closed_s: when to take open pauses for closed, as by `close_others`; None: they stay.
+        """
         known = min(self.opened, self.ring)
         arrays = [*self._weights, *self._mean, *self._square, self._seen]
-        ring = [self._weight, self._begin, self._entered, self._age, self._back.astype(np.float64)]
+        age = self._age
+        if closed_s is not None:
+            age = np.where(np.isnan(age), np.maximum(closed_s - self._begin, _LEAST_AGE_S), age)
+        ring = [self._weight, self._begin, self._entered, age, self._back.astype(np.float64)]
         return {
             "features": self.features,
             "ring": self.ring,

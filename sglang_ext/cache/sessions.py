@@ -152,7 +152,7 @@ class Sessions:
 
     def latest(self, limit: int) -> list[Conversation]:
         """The ``limit`` conversations that were quiet for the shortest time, the latest last."""
-        return list(self._all.values())[-limit:]
+        return list(self._all.values())[-limit:] if limit else []
 
     def state(self, limit: int) -> dict[str, Any]:
         """`latest`, as plain values; `load` takes them back."""

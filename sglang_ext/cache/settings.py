@@ -19,6 +19,7 @@ class TreeSettings:
         record_file: where requests are logged; empty: nowhere.
         record_bytes: bound of that file.
         tool_call_parser: SGLang's name of it.
+        clock: ``system``, or ``requests``: what they say.
         writes: whether this rank writes the log for all.
     """
 
@@ -31,4 +32,5 @@ class TreeSettings:
     record_file: str = ""
     record_bytes: int = 10**9
     tool_call_parser: str = ""
+    clock: str = "system"
     writes: bool = True

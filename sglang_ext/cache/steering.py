@@ -200,6 +200,8 @@ class SteeringMixin(FollowingMixin):
         node = index.host.lowest(now)
         if node is None:
             return False
+        if self._demote_lesser(node, num_tokens - result.tracker[FULL], result):
+            node = index.host.lowest(now) or node
         if node.pin is not None:
             self._cut(node, num_tokens - result.tracker[FULL], result)
             self._unpin(node)
@@ -215,6 +217,31 @@ class SteeringMixin(FollowingMixin):
             self._pin(node)
             index.host.discard(node)
             aside.append(node)
+        return True
+
+    def _demote_lesser(self, node: Node, tokens: int, result: Any) -> bool:
+        """Take the least device leaf from the device if it is worth less than host leaf ``node``.
+
+        What is on the device keeps its copy in host memory. Without this the least of all, a
+        request that will hardly come back and has just ended, would outlast what is worth more.
+        """
+        index, now = self._steered(), self._clock()
+        least = index.device.lowest(now)
+        if least is None or least.children or not index.is_lesser(least, node, now):
+            return False
+        if not self.is_backuped(least.id) or not self._is_evictable(least):
+            return False
+        self._cut(least, tokens, result)
+        evicted = self.evict_device_leaf(least.id, self.is_write_back)
+        for mine, theirs in (
+            (result.device_frees, evicted.device_frees),
+            (result.host_frees, evicted.host_frees),
+        ):
+            for component in list(theirs):
+                mine[component].extend(theirs.pop(component))
+        result.cache_actions.extend(evicted.cache_actions)
+        evicted.cache_actions.clear()
+        self.counts["demoted_early"] += len(least)
         return True
 
     def _let_go(self, result: Any, tokens: int) -> int:

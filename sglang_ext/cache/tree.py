@@ -160,7 +160,8 @@ class ExtRadixCache(UnifiedRadixCache):
         if settings.policy == "ext" and _learn_alike(ranks):
             limits = PolicyLimits(pin_tokens=int(self.device_tokens * settings.pin_share))
             policy = Policy(limits=limits)
-        clock = Clock(heard=bool(ranks))
+        told = settings.clock == "requests"
+        clock = Clock("told" if told else "received" if ranks else "")
         block = -(-settings.block_tokens // page) * page
         marks = Marks(settings.secret, block)
         self.requests = Requests(policy, marks, clock, self._ended, settings.secret)
@@ -193,7 +194,8 @@ class ExtRadixCache(UnifiedRadixCache):
         self._learned: LearnedFile | None = None
         if policy is not None and settings.state_file:
             file = LearnedFile(Path(settings.state_file), settings.state_bytes)
-            self._learned = self._restored(file, policy, ranks)
+            learned = self._restored(file, policy, ranks)
+            self._learned = None if told else learned  # times that were told are no other's
         set_tree(self)
 
     @staticmethod

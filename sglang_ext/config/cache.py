@@ -6,10 +6,12 @@ from sglang_ext.config.flag import Flag, parse_dir, parse_file
 from sglang_ext.config.sizes import format_size, parse_size, parse_tokens
 from sglang_ext.errors import ConfigError
 
-__all__ = ["DEFAULT_PAGE_TOKENS", "FLAGS", "POLICIES", "CacheConfig", "check_together"]
+__all__ = ["CLOCKS", "DEFAULT_PAGE_TOKENS", "FLAGS", "POLICIES", "CacheConfig", "check_together"]
 
 # ext: the learned policy; lru: recency, leaf first; stock: SGLang's own tree and policy.
 POLICIES = ("ext", "lru", "stock")
+# system: the machine's; requests: what each request says (`sglang_ext.cache.carrier`).
+CLOCKS = ("system", "requests")
 
 # Pages of this many tokens unless the user says otherwise: the largest page at which a
 # 1,500-token shared prefix still loses less than 5 % to the unfinished page at its end.
@@ -33,6 +35,7 @@ class CacheConfig:
     policy: str | None = None
     record: str | None = None
     record_bytes: int | None = None
+    clock: str | None = None
 
     @property
     def steered(self) -> bool:
@@ -43,6 +46,12 @@ class CacheConfig:
 def _parse_policy(text: str) -> str:
     if text not in POLICIES:
         raise ConfigError(f"{text!r} is not a policy; expected {', '.join(POLICIES)}")
+    return text
+
+
+def _parse_clock(text: str) -> str:
+    if text not in CLOCKS:
+        raise ConfigError(f"{text!r} is not a clock; expected {', '.join(CLOCKS)}")
     return text
 
 
@@ -133,6 +142,15 @@ FLAGS: tuple[Flag, ...] = (
         parse_size,
         "SIZE",
     ),
+    Flag(
+        "--ext-cache-clock",
+        "clock",
+        "By which clock the policy measures pauses: system, or requests, the header X-Request-Time "
+        "(seconds) of each request, to send recorded traffic again faster than it came; whoever "
+        "may send requests sets that clock. Default: system.",
+        _parse_clock,
+        "{system,requests}",
+    ),
 )
 
 
@@ -162,6 +180,11 @@ def check_together(cache: CacheConfig) -> None:
     if cache.record and not cache.steered:
         raise ConfigError(
             "--ext-cache-record needs a policy of ours, which sees the requests; drop "
+            "--ext-cache-policy stock"
+        )
+    if cache.clock and not cache.steered:
+        raise ConfigError(
+            "--ext-cache-clock is of a policy of ours, which measures pauses; drop "
             "--ext-cache-policy stock"
         )
     for flag in FLAGS:

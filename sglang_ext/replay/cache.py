@@ -26,16 +26,16 @@ class PrefixCache:
     when a leaf is dropped: a node is as recent as the last request through it, and a request costs
     what it misses, not what it is long.
 
-    The path of a request that is being answered can be held: it stays, and takes no room, as a
-    server has it in memory that is no cache then.
+    The path of a request that is being answered can be held: it stays, while others make room.
 
-    ASSUMPTION: what two requests that are held share makes room twice.
+    ASSUMPTION: with ``beside``, what two requests that are held share makes room twice.
 
     Args:
         tree: all prompts.
         capacity: blocks.
         rank: worth of a leaf at a time, and until when it holds.
         owner: who passed at a step; leaves of several owners count as shared.
+        beside: what is held takes no room, as if it were in memory that is no cache then.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class PrefixCache:
         capacity: int,
         rank: Callable[[Place, float], tuple[float, float]],
         owner: Callable[[int], object] | None = None,
+        *,
+        beside: bool = True,
     ) -> None:
         self.tree = tree
         self.capacity = capacity
@@ -54,7 +56,8 @@ class PrefixCache:
         self._touch = [NEVER] * len(tree)
         self._shared = [False] * len(tree)
         self._holders = [0] * len(tree)
-        self._held = 0  # blocks of paths that are held
+        self._beside = beside
+        self._held = 0  # blocks of paths that are held, where they take no room
         self._owner = owner
         touch, shared = self._touch, self._shared
 
@@ -84,7 +87,7 @@ class PrefixCache:
         self._touch[leaf] = step
         if hold:
             self._holders[leaf] += 1
-            self._held += self.tree.end[leaf]
+            self._held += self.tree.end[leaf] if self._beside else 0
             self._order.discard(leaf)
         else:
             self._offer(leaf, now)
@@ -93,7 +96,7 @@ class PrefixCache:
     def release(self, leaf: int, now: float) -> None:
         """The path to ``leaf`` is held once less."""
         self._holders[leaf] -= 1
-        self._held -= self.tree.end[leaf]
+        self._held -= self.tree.end[leaf] if self._beside else 0
         self._offer(leaf, now)
         self._cut(now)
 
@@ -128,7 +131,8 @@ class PrefixCache:
             free = bool(blocks and not children[node] and not self._holders[node])
             if free != (node in self._order):
                 raise ValueError(f"node {node} is a leaf and not in the order, or the reverse")
-        if self.used != sum(resident) or self.used > self.capacity + self._held:
+        over = self.used > self.capacity + self._held and (self._beside or len(self._order))
+        if self.used != sum(resident) or over:
             raise ValueError(f"{self.used} of {self.capacity} blocks used, {sum(resident)} held")
 
     def _fill(self, node: int) -> None:

@@ -14,10 +14,12 @@ from sglang_ext.replay.rivals import RIVALS
 from sglang_ext.replay.trace import IntArray, Trace
 from sglang_ext.replay.tree import PromptTree
 
-__all__ = ["ANSWERS", "POLICIES", "Replay", "Row", "replay"]
+__all__ = ["ANSWERS", "HOLDING", "POLICIES", "Replay", "Row", "replay"]
 
 POLICIES = ("ext", "lru", *RIVALS, "belady")
-ANSWERS = ("at-once", "late", "held")
+# When a policy is told how an answer ended; what runs is held with the latter two.
+ANSWERS = ("at-once", "late", "held", "pooled")
+HOLDING = ("held", "pooled")
 
 # Called with the policy, requests done and requests in all.
 OnStep = Callable[[str, int, int], None]
@@ -71,6 +73,7 @@ def replay(
     window_s: float = 0.0,
     block_tokens: int | None = None,
     answers: str = "at-once",
+    policy: Policy | None = None,
     on_step: OnStep = lambda policy, done, total: None,
 ) -> Replay:
     """Run ``trace`` through ``policies``.
@@ -88,15 +91,16 @@ def replay(
         answers: out of `ANSWERS`. A request is one instant, the end of its answer too
             (``at-once``); or the policy is told of that end when the answer is complete, and what
             runs is cut like the rest (``late``); or is held until then, beside the capacity
-            (``held``).
+            (``held``) or within it (``pooled``, as in SGLang).
+        policy: what ``ext`` has learned already; it goes on learning. Default: nothing.
         on_step: called now and then.
 
     Raises:
         TraceError: ``block_tokens`` does not fit the trace.
-        ValueError: a rival with ``held``.
+        ValueError: a rival with ``held`` or ``pooled``.
     """
     untimed = [name for name in policies if name in RIVALS]
-    if answers == "held" and untimed:
+    if answers in HOLDING and untimed:
         raise ValueError(f"{', '.join(untimed)}: cannot hold what runs")
     footprint = trace.footprint_tokens
     trace = trace.coarser(block_tokens or trace.block_tokens)
@@ -109,23 +113,23 @@ def replay(
     sizes = nest(tiers).tolist() if tiers else list(capacities)
     blocks = [size // trace.block_tokens for size in sizes]
     rows: list[Row] = []
-    for policy in policies:
-        step = _progress(policy, len(order), on_step)
-        if policy in RIVALS:
-            hits = _run_rival(policy, trace, order, blocks, step)
+    for name in policies:
+        step = _progress(name, len(order), on_step)
+        if name in RIVALS:
+            hits = _run_rival(name, trace, order, blocks, step)
         else:
-            ranking = _ranking(policy, tree, trace, order, seed, answers)
+            learned = policy or Policy(seed=seed)
+            learned.rank_running = answers == "late"
+            ranking = _ranking(name, tree, trace, order, learned)
             takes = None if answers == "at-once" else trace.answer_s.tolist()
-            run = _Run(
-                ranking, tree, order, blocks, trace.block_tokens, takes, hold=answers == "held"
-            )
+            run = _Run(ranking, tree, order, blocks, trace.block_tokens, takes, answers)
             for place, request in enumerate(order.tolist()):
                 run.step(place, times[request])
                 step(place + 1)
             hits = run.served if inclusive and tiers else [cache.hit for cache in run.caches]
         total = max(1, int(trace.blocks.sum()))
         shares = [hit / total for hit in hits]
-        rows += _rows(policy, sizes, shares, tiered=bool(tiers))
+        rows += _rows(name, sizes, shares, tiered=bool(tiers))
     return Replay(
         trace=trace.name,
         seed=seed,
@@ -148,14 +152,12 @@ def _rows(policy: str, sizes: list[int], shares: list[float], *, tiered: bool) -
     return [Row(policy, sizes[-1], shares[-1], *parts)]
 
 
-def _ranking(
-    policy: str, tree: PromptTree, trace: Trace, order: IntArray, seed: int, answers: str
-) -> Ranking:
-    if policy == "belady":
+def _ranking(name: str, tree: PromptTree, trace: Trace, order: IntArray, policy: Policy) -> Ranking:
+    if name == "belady":
         return Belady(tree, order)
-    if policy == "lru":
+    if name == "lru":
         return Recency()
-    return Learned(tree, trace, order, Policy(seed=seed, rank_running=answers == "late"))
+    return Learned(tree, trace, order, policy)
 
 
 class _Run:
@@ -168,7 +170,7 @@ class _Run:
         blocks: capacities.
         block_tokens: tokens a block.
         answer_s: seconds that each answer takes; None: none.
-        hold: hold what runs.
+        answers: out of `ANSWERS`.
 
     Attributes:
         caches: one a capacity.
@@ -183,17 +185,22 @@ class _Run:
         blocks: list[int],
         block_tokens: int,
         answer_s: list[float] | None = None,
-        *,
-        hold: bool = False,
+        answers: str = ANSWERS[0],
     ) -> None:
         self._ranking = ranking
         self._leaf = tree.leaf
         self._order = order.tolist()
         self._answer_s = answer_s
-        self._hold = hold
+        self._hold = answers in HOLDING
         self._running: list[tuple[float, int]] = []
         self.caches = [
-            PrefixCache(tree, size, ranking.tier(size * block_tokens), ranking.owner)
+            PrefixCache(
+                tree,
+                size,
+                ranking.tier(size * block_tokens),
+                ranking.owner,
+                beside=answers == "held",
+            )
             for size in blocks
         ]
         self.served = [0] * len(blocks)

@@ -108,10 +108,16 @@ class Oracle:
 
     def evict_host(self, tokens):
         for _ in range(-(-tokens // self.page)):
-            page = self._least(self.host, self.host | self.device, {})
+            held = self.host | self.device
+            page = self._least(self.host, held, {})
             if page is None:
                 return
-            self.host.discard(page)
+            lesser = self._least(self.device, self.device, self.locked)
+            alone = lesser and all(other[: -self.page] != lesser for other in self.host)
+            if alone and self.touch[lesser] < self.touch[page]:
+                self.device.discard(lesser)
+            else:
+                self.host.discard(page)
 
     def _least(self, tier, held, locked):
         parents = {page[: -self.page] for page in held if page in tier or tier is not self.device}

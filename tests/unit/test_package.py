@@ -24,7 +24,7 @@ ALLOWED = {
     "arguments": {"cache", "config", "errors"},
     "serve_help": set(),
     "plugin": {"arguments", "cache", "config", "device", "errors", "serve_help", "upstream"},
-    "bench": {"cache", "device", "errors", "models"},
+    "bench": {"cache", "device", "errors", "models", "replay"},
     "replay": {"cache", "errors"},
 }
 

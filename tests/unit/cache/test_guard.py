@@ -78,6 +78,17 @@ def test_a_restart_keeps_what_was_found_of_a_tier():
     assert not again.guard(3000).trusted
 
 
+def test_capacities_that_a_restart_rounds_otherwise_are_the_same():
+    policy = Policy()
+    for capacity, lead in ((1000, 500.0), (1100, 700.0)):
+        guard = policy.guard(capacity)
+        guard.trusted, guard.lead_tokens = True, lead
+    again = Policy()
+    again.load(policy.save(), 0.0)
+    assert [again.guard(size).lead_tokens for size in (1016, 1090, 1100)] == [500.0, 700.0, 700.0]
+    assert not again.guard(940).trusted
+
+
 def test_what_runs_takes_no_room():
     guard = Guard(150, lambda conversation, now: (0.0, inf))
     first, second = (Conversation(number, None, False, 0) for number in range(2))

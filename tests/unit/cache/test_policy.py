@@ -239,6 +239,26 @@ def test_a_restart_goes_on_where_it_was():
     assert again.turn_at(99) is None
 
 
+def test_what_was_learned_goes_to_another_server_without_whom_it_was_learned_from():
+    policy = Policy()
+    now = live(policy)
+    paused, _ = come(policy, now, [1, 2, 3], Stop.TOOL, session="x")
+    data = policy.save_learned(now + 5.0)
+    assert policy.turn_at(3) is paused, "it goes on"
+    again = Policy(seed=5)
+    again.load(data, 0.0)
+    found, before = again.inspect(), policy.inspect()
+    assert found["conversations"] == 0
+    assert again.turn_at(3) is None
+    for name in ("pauses", "returns", "steps", "curves"):
+        assert found[name] == before[name]
+    assert not np.isnan(again.model._age[: again.model.opened]).any(), "nobody looks on"
+    assert again.model._age[(again.model.opened - 1) % again.model.ring] == 5.0
+    fresh, _ = come(again, 0.0, [1, 2, 3], Stop.TOOL, session="x")
+    cold, _ = come(Policy(), 0.0, [1, 2, 3], Stop.TOOL, session="x")
+    assert fresh.curve != cold.curve, "and what it learned counts"
+
+
 def test_a_state_that_does_not_fit_changes_nothing():
     policy = Policy()
     live(policy, 200)

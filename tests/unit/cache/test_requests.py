@@ -18,7 +18,7 @@ def ended():
 
 @pytest.fixture
 def requests(ended):
-    clock = Clock(heard=True)
+    clock = Clock("received")
     policy = Policy(limits=PolicyLimits(pin_tokens=1000))
     return Requests(policy, Marks(b"k", 4), clock, lambda *what: ended.append(what))
 
@@ -106,13 +106,24 @@ def test_without_a_policy_requests_are_logged_all_the_same(ended):
 
 
 def test_clock_never_goes_back():
-    heard = Clock(heard=True)
+    heard = Clock("received")
     for received, now in ((5.0, 5.0), (3.0, 5.0), ("9", 5.0), (1e12, 5.0), (6, 6.0)):
-        heard.hear(received)
+        heard.hear({"received": received})
         assert heard() == now
     own = Clock()
-    own.hear(4e8)
+    own.hear({"received": 4e8})
     assert own() > 1e9
+
+
+def test_told_time_counts_where_it_is_asked_for_alone(ended):
+    carried = {"received": 100.0, "told": 7.0}
+    for heard, now in (("told", 7.0), ("received", 100.0)):
+        clock = Clock(heard)
+        requests = Requests(Policy(), Marks(b"k", 4), clock)
+        known = arrive(requests, "a", **carried)
+        assert (known.arrived_s, clock()) == (now, now)
+        arrive(requests, "b", received=200.0)
+        assert clock() == (now if heard == "told" else 200.0), "it stands still in between"
 
 
 def test_a_session_is_its_tenants(requests):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.traces import agents
 
+from sglang_ext.cache.policy import Policy
 from sglang_ext.errors import TraceError
 from sglang_ext.replay.run import POLICIES, replay
 
@@ -90,6 +91,36 @@ def test_answers_that_take_time_are_told_later(trace):
     assert held.of("lru")[0].hit < held.of("ext")[0].hit <= held.of("belady")[0].hit
     with pytest.raises(ValueError, match="arc"):
         replay(slow, ["arc"], size, answers="held")
+
+
+def test_what_runs_within_the_capacity_takes_room_from_others(trace):
+    size = [trace.footprint_tokens // 10]
+    once, pooled = (
+        replay(trace, ["ext", "lru", "belady"], size, answers=answers)
+        for answers in ("at-once", "pooled")
+    )
+    assert pooled.of("lru")[0].hit == pytest.approx(once.of("lru")[0].hit, abs=0.002), "never first"
+    for name in ("ext", "belady"):
+        assert pooled.of(name)[0].hit < once.of(name)[0].hit, "what just came cannot go"
+    slow = dataclasses.replace(trace, answer_s=np.full(len(trace), 60.0))
+    held, within = (replay(slow, ["lru"], size, answers=how) for how in ("held", "pooled"))
+    assert within.of("lru")[0].hit < held.of("lru")[0].hit
+    with pytest.raises(ValueError, match="arc"):
+        replay(trace, ["arc"], size, answers="pooled")
+
+
+def test_what_was_learned_before_counts(trace):
+    size = [trace.footprint_tokens // 20]
+    policy = Policy()
+    cold = replay(trace, ["ext"], size, policy=policy)
+    state = policy.save_learned(float(trace.time_s.max()))
+    other = agents(seed=1)
+    warm = Policy()
+    warm.load(state, 0.0)
+    size = [other.footprint_tokens // 20]
+    first, second = (replay(other, ["ext"], size, policy=one) for one in (None, warm))
+    assert cold.rows[0].hit > 0.0
+    assert second.rows[0].hit > first.rows[0].hit
 
 
 def test_the_interface_of_the_json(trace):
