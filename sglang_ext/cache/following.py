@@ -137,7 +137,7 @@ class FollowingMixin(_Core):
             node, _ = self._learn(node_id, self._keys(key, above.end, above), now)
             if text is not None and not node.children:
                 node.tokens = text[: above.end] + key.token_ids
-        self.counts["promoted_storage"] += len(node) if node.touch == NEVER else 0
+        self.counts["promoted_storage"] += len(node) if node.use.touch == NEVER else 0
         index.touch(node, self.turn, now)
 
     def commit_load_back(self, node_id: int, device_indices: Any, kv_xfer: Any, comp: Any) -> Any:

@@ -43,8 +43,9 @@ class TreeIndex:
         self.tenants = Tenants()
         self.device_shares = Shares(device_tokens, self.tenants)
         self.host_shares = Shares(host_tokens, self.tenants)
-        self.device: FairOrder[Node] = FairOrder(rank, _tenant, self.device_shares)
-        self.host: FairOrder[Node] = FairOrder(host_rank or rank, _tenant, self.host_shares)
+        below = host_rank or rank
+        self.device: FairOrder[Node] = FairOrder(rank, _tenant, self.device_shares, rank.by_recency)
+        self.host: FairOrder[Node] = FairOrder(below, _tenant, self.host_shares, below.by_recency)
         self._touches = 0
         self._host_locks: dict[int, Node] = {}  # nodes in host memory alone that are locked
 
@@ -90,13 +91,13 @@ class TreeIndex:
             turn = self.rank.stranger(now)
         elif not _is_below(turn.place, node):
             turn.place = node
-        for passed in self.mirror.path(node):
-            passed.touch, passed.turn = self._touches, turn
-            if passed.device:  # below it all may be in host memory: it is a leaf
+        for above in self.mirror.path(node):
+            above.use = Use(self._touches, turn)
+            if above.device:  # below it all may be in host memory: it is a leaf
                 break
         self.refresh(node, now)
         if not node.device:
-            self.refresh(passed, now)
+            self.refresh(above, now)
 
     def reconsider(self, turns: Iterable[Turn], now: float) -> None:
         """The worth of the paths of these turns has changed."""
@@ -141,8 +142,9 @@ class TreeIndex:
             self.gone(child, now)
         parent = node.parent
         self._hand_up(node)
-        if node.turn is not None and node.turn.place is node:
-            node.turn.place = parent
+        turn = node.use.turn
+        if turn is not None and turn.place is node:
+            turn.place = parent
         self._charge(node, -len(node))
         self.device.discard(node)
         self.host.discard(node)
@@ -179,11 +181,11 @@ class TreeIndex:
     def refresh(self, node: Node, now: float) -> None:
         """Put a node into the orders it belongs to, ranked anew, and out of the others."""
         if node.is_device_leaf and not self.is_locked(node):
-            self.device.add(node, node.touch, now)
+            self.device.add(node, node.use.touch, now)
         else:
             self.device.discard(node)
         if node.is_host_leaf and not node.locks:
-            self.host.add(node, node.touch, now)
+            self.host.add(node, node.use.touch, now)
         else:
             self.host.discard(node)
 
@@ -223,19 +225,11 @@ class TreeIndex:
             return
         if parent.tokens is None:
             parent.tokens = node.tokens
-        use = handed_up(_use(node), _use(parent))
-        if use.touch != parent.touch:
-            parent.touch, parent.turn = node.touch, node.turn
-        parent.shared = use.shared
+        parent.use = handed_up(node.use, parent.use)
 
 
 def _tenant(node: Node) -> str:
     return node.tenant
-
-
-def _use(node: Node) -> Use:
-    owner = None if node.turn is None else node.turn.conversation.owner
-    return Use(node.touch, owner, node.shared)
 
 
 def _is_below(place: object, node: Node) -> bool:

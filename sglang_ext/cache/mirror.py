@@ -10,8 +10,7 @@ Pure: neither torch nor SGLang is imported.
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
-from sglang_ext.cache.conversation import Turn
-from sglang_ext.cache.use import NEVER
+from sglang_ext.cache.use import Use
 from sglang_ext.errors import MirrorError
 
 __all__ = ["Mirror", "Node", "PathEntry"]
@@ -38,8 +37,8 @@ class PathEntry(NamedTuple):
 class Node:
     """A run of tokens that is cached as a whole, and what is known of its use.
 
-    ``touch`` numbers the last request that is known to have passed it (`NEVER`: none is), ``turn``
-    is that request's. A request is noted at the end of its path, and handed up when that is gone.
+    ``use`` is of the last request that is known to have passed it. A request is noted at the end of
+    its path, and handed up when that is gone.
     """
 
     __slots__ = (
@@ -53,11 +52,9 @@ class Node:
         "locks",
         "parent",
         "pin",
-        "shared",
         "tenant",
         "tokens",
-        "touch",
-        "turn",
+        "use",
     )
 
     def __init__(self, node_id: int, parent: "Node | None", begin: int, end: int) -> None:
@@ -71,9 +68,7 @@ class Node:
         self.device_children = 0
         self.locks = 0  # locks taken at this very node
         self.pin: object = None  # receipt of the host lock that keeps others from evicting it
-        self.touch = NEVER
-        self.turn: Turn | None = None
-        self.shared = False
+        self.use = Use()
         self.tenant = ""
         self.tokens: Sequence[int] | None = None  # of the whole path, or of a longer one
 
@@ -251,8 +246,7 @@ class Mirror:
         node.children[None] = child
         node.device = child.device
         node.device_children = int(child.device)
-        node.tenant, node.shared = child.tenant, child.shared
-        node.touch, node.turn = child.touch, child.turn
+        node.tenant, node.use = child.tenant, child.use
 
     def _rename(self, node: Node, key: Hashable) -> None:
         """The key of a node that was split becomes known when a path passes it."""

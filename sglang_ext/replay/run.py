@@ -193,7 +193,7 @@ class _Run:
         self._hold = hold
         self._running: list[tuple[float, int]] = []
         self.caches = [
-            PrefixCache(tree, size, ranking.tier(size * block_tokens), ranking.owner)
+            PrefixCache(tree, size, *ranking.tier(size * block_tokens), ranking.turn)
             for size in blocks
         ]
         self.served = [0] * len(blocks)

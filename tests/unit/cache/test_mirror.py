@@ -5,6 +5,7 @@ from array import array
 import pytest
 
 from sglang_ext.cache.mirror import Mirror, PathEntry
+from sglang_ext.cache.use import Use
 from sglang_ext.errors import MirrorError
 
 
@@ -23,7 +24,7 @@ def mirror():
     node, fresh = learn(made, [(1, 0, 0, 6, 6, 0)], "abcdef")
     assert fresh == [node]
     node.tokens = array("q", range(6))
-    node.touch, node.tenant = 7, "t"
+    node.use, node.tenant = Use(7), "t"
     return made
 
 
@@ -42,7 +43,7 @@ def test_split_keeps_the_lower_part_under_its_id(mirror):
     upper, lower = mirror.get(2), mirror.get(1)
     assert fresh == [upper, leaf]
     assert (lower.begin, lower.end, lower.parent) == (3, 6, upper)
-    assert (upper.touch, upper.tenant, upper.device_children) == (7, "t", 2)
+    assert (upper.use.touch, upper.tenant, upper.device_children) == (7, "t", 2)
     assert lower.key is None  # where it hangs is known when a path passes it
     mirror.check_integrity()
     learn(mirror, [(2, 0, 0, 3, 3, 2), (4, 2, 3, 4, 1, 1), (1, 4, 4, 6, 2, 0)], "abcdef")
