@@ -69,7 +69,6 @@ class TreeIndex:
         for new in fresh:
             parent = new.parent
             if parent is not None:
-                parent.tokens = None  # one copy a path, at its leaf; handed up with the touch
                 self.refresh(parent, now)
             if not new.children:
                 new.tenant = tenant
@@ -223,8 +222,6 @@ class TreeIndex:
         parent = node.parent
         if parent is None or parent.parent is None:
             return
-        if parent.tokens is None:
-            parent.tokens = node.tokens
         parent.use = handed_up(node.use, parent.use)
 
 

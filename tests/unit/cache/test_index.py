@@ -25,7 +25,7 @@ def add(index, node_id, parent_id=0, begin=0, end=10, device=True, tenant=""):
     ]
     path.append(PathEntry(node_id, parent_id, begin, end, end - begin if device else None, 0))
     node, _ = index.learn(path, lambda begin: (node_id, begin), 0.0, tenant)
-    node.tokens = array("q", range(end))
+    node.tokens = array("q", range(begin, end))
     index.touch(node, None, 0.0)
     return node
 
