@@ -25,7 +25,7 @@ from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
-from sglang_ext.cache.curves import AGES_S, COLD, NEXT_S, Curves, chance_of_return
+from sglang_ext.cache.curves import AGES_S, COLD, NEXT_S, Curves
 from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.pins import Pins
 from sglang_ext.cache.policy_state import restore, saved
@@ -208,20 +208,6 @@ class Policy:
         if not cold and len(begun) >= _CROWD:
             worth = max(0.0, worth) + (len(begun) - 1) / max(1.0, now - min(begun))
         return worth, until
-
-    def chance(self, turn: Turn, now: float, within_s: float) -> float:
-        """Chance that the conversation of ``turn`` is back within ``within_s`` from ``now``.
-
-        A tier below is worth its write when this times the time saved by a hit there is more than
-        the time the write takes.
-        """
-        if not turn.is_current:
-            return 0.0
-        if turn.curve is None:
-            return 1.0
-        hazard = self.model.hazard(self.sessions.features(turn.conversation)).tolist()
-        age = now - turn.begin
-        return chance_of_return(hazard, age, age + within_s)
 
     def announce(self, session: str, now: float, seconds: float) -> list[Turn]:
         """Advice: ``session`` pauses and will be back in about ``seconds``.

@@ -78,11 +78,8 @@ def test_tool_calls_are_worth_more_than_finished_turns():
     tool, _ = come(policy, now, [1, 2], Stop.TOOL)
     end, _ = come(policy, now, [3, 4], Stop.END)
     assert policy.worth(tool, now)[0] > 5 * policy.worth(end, now)[0]
-    assert policy.chance(tool, now, 10.0) > 0.8
-    assert policy.chance(end, now, 10.0) < 0.2
     # A tool call that should have been back long ago is not waited for.
     assert policy.worth(tool, now + 60.0)[0] < policy.worth(tool, now)[0] / 5
-    assert policy.chance(tool, now, 0.0) == 0.0
 
 
 def test_what_was_rewritten_goes_first():
@@ -93,7 +90,6 @@ def test_what_was_rewritten_goes_first():
     assert after.conversation is before.conversation
     assert changed == [before]
     assert policy.worth(before, now + 1.0) == (STALE, inf)
-    assert policy.chance(before, now + 1.0, 1e6) == 0.0
 
 
 def test_superseded_conversations_are_learned_to_be_dead():
