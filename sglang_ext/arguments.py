@@ -108,6 +108,7 @@ def tree_settings(server_args: Any) -> TreeSettings | None:
         state_bytes=state_bytes(cache.l3_bytes or 0),
         record_file=cache.record or "",
         record_bytes=cache.record_bytes or defaults.record_bytes,
+        pin_share=defaults.pin_share if cache.pin_share is None else cache.pin_share,
         tool_call_parser=getattr(server_args, "tool_call_parser", None) or "",
     )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.config.flag import Flag, parse_dir, parse_file
 from sglang_ext.config.sizes import format_size, parse_size, parse_tokens
 from sglang_ext.errors import ConfigError
@@ -15,6 +16,8 @@ POLICIES = ("ext", "lru", "stock")
 # 1,500-token shared prefix still loses less than 5 % to the unfinished page at its end.
 DEFAULT_PAGE_TOKENS = 64
 
+# Beyond this share of device memory pins would leave too little to everybody else.
+_MOST_PINNED = 50
 # Less than any page is a size whose unit was forgotten.
 _LEAST_L2_BYTES = 1_000_000
 
@@ -33,6 +36,7 @@ class CacheConfig:
     policy: str | None = None
     record: str | None = None
     record_bytes: int | None = None
+    pin_share: float | None = None
 
     @property
     def steered(self) -> bool:
@@ -50,6 +54,19 @@ def _parse_admit(text: str) -> str:
     if text not in ("all", "second"):
         raise ConfigError(f"{text!r} is not a rule; expected all or second")
     return text
+
+
+def _parse_share(text: str) -> float:
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0.0 <= percent <= _MOST_PINNED:
+        raise ConfigError(
+            f"{text!r} is not a share that may be pinned; expected a percentage between 0 and "
+            f"{_MOST_PINNED}"
+        )
+    return percent / 100.0
 
 
 FLAGS: tuple[Flag, ...] = (
@@ -133,6 +150,15 @@ FLAGS: tuple[Flag, ...] = (
         parse_size,
         "SIZE",
     ),
+    Flag(
+        "--ext-cache-pins",
+        "pin_share",
+        "Percentage of the device tier that the pins of one tenant may hold, for an hour at most; "
+        f"0 refuses pins. Default: {100 * TreeSettings.pin_share:g}. Pins are taken on trust: more "
+        "costs hits where they are wrong.",
+        _parse_share,
+        "PERCENT",
+    ),
 )
 
 
@@ -143,7 +169,11 @@ def check_together(cache: CacheConfig) -> None:
         ConfigError: names the flags.
     """
     if not cache.enabled:
-        given = [f.name for f in FLAGS if f.field != "enabled" and getattr(cache, f.field)]
+        given = [
+            flag.name
+            for flag in FLAGS
+            if flag.field != "enabled" and getattr(cache, flag.field) is not None
+        ]
         if given:
             raise ConfigError(f"{given[0]} does nothing without --ext-cache; add --ext-cache")
         return

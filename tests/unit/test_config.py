@@ -153,6 +153,16 @@ def test_unknown_rule_of_admission():
         parse({**FULL, "ext_l3_admit": "some"})
 
 
+def test_pins_are_a_share():
+    assert parse({**FULL, "ext_cache_pins": "7.5%"}).cache.pin_share == 0.075
+    assert parse({**FULL, "ext_cache_pins": "0"}).cache.pin_share == 0.0
+    for text in ("60", "-1", "nan", "many"):
+        with pytest.raises(ConfigError, match="--ext-cache-pins"):
+            parse({**FULL, "ext_cache_pins": text})
+    with pytest.raises(ConfigError, match="without --ext-cache"):
+        parse({"ext_cache_pins": "0"})
+
+
 @pytest.mark.parametrize("name", ["ext_l3_write_limit", "ext_l3_admit"])
 def test_rules_of_the_third_tier_need_it(name):
     value = {"ext_l3_write_limit": "2TB", "ext_l3_admit": "second"}[name]
