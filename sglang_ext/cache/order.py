@@ -18,9 +18,10 @@ from sglang_ext.cache.shares import Shares
 
 __all__ = ["EvictionOrder", "FairOrder"]
 
-# Leaves ranked anew by one question for the lowest. Default: 16. Cost: about 4 us each; with fewer
-# it takes more questions until the order is exact again after a long idle time.
-_RERANKS = 16
+# Leaves ranked anew by one question for the lowest: of those due longest, and of those that look
+# lowest. Default: 4 each. Cost: about 4 us a leaf; with fewer it takes more questions until the
+# order is exact again after a long idle time.
+_RERANKS = 4
 # Rows that one push sweeps, and rows for each leaf from which on there is something to sweep.
 _SWEPT, _ROWS = 4, 4
 
