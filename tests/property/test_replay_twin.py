@@ -9,6 +9,7 @@ from support.tree_driver import Driver, init_params
 from sglang_ext.cache.conversation import STOP_NAMES, Stop
 from sglang_ext.cache.curves import Curves
 from sglang_ext.cache.index import TreeIndex
+from sglang_ext.cache.order import EvictionOrder
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.ranks import Learned as LearnedLive
 from sglang_ext.cache.sessions import Arrival
@@ -60,8 +61,16 @@ def blocks_of(tree, paths):
 
 @pytest.fixture(autouse=True)
 def steps(monkeypatch):
-    """Worths in steps: between two steps a worth depends on when the leaf was last looked at."""
+    """Worths in steps, looked at anew each time: else they depend on when that was last."""
     monkeypatch.setattr(Curves, "worth", lambda self, curve, place, age: curve[place])
+    peek = EvictionOrder.peek
+
+    def peek_anew(self, now):
+        for leaf, (_, touch, _) in list(self._held.items()):
+            self.add(leaf, touch, now)
+        return peek(self, now)
+
+    monkeypatch.setattr(EvictionOrder, "peek", peek_anew)
 
 
 @pytest.mark.parametrize("guarded", [True, False])
