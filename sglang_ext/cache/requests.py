@@ -31,10 +31,14 @@ class Clock:
     Args:
         heard: take the time from the stream of requests alone, which is the same on all ranks;
             otherwise from the system, which is not.
+
+    Attributes:
+        read: the system's time, in seconds.
     """
 
     def __init__(self, *, heard: bool = False) -> None:
         self._heard = heard
+        self.read: Callable[[], float] = time.time
         self._now = 0.0
 
     def hear(self, received_s: object) -> None:
@@ -45,7 +49,7 @@ class Clock:
     def __call__(self) -> float:
         """Now."""
         if not self._heard:
-            self._now = max(self._now, time.time())
+            self._now = max(self._now, self.read())
         return self._now
 
 
