@@ -189,6 +189,16 @@ class Policy:
         last = (end_tokens - 1) // self.block_tokens
         return self._joint_worth(self._shadow.turns(turn, last), now)
 
+    def run_begin(self, turn: Turn, end_tokens: int) -> int:
+        """Where the run of blocks begins that are worth the same, by `node_worth`, up to an end."""
+        last = (end_tokens - 1) // self.block_tokens
+        return self._shadow.begin(turn, last) * self.block_tokens
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether nothing was learned so far: the order is that of ages."""
+        return not self.model.steps
+
     def _joint_worth(self, turns: Sequence[Turn], now: float) -> tuple[float, float]:
         """What holding a block is worth that these have passed, the latest first.
 

@@ -23,6 +23,9 @@ class Rank(Protocol):
     def by_recency(self) -> bool:
         """Whether the leaf touched longest ago goes first now, whatever it is worth."""
 
+    def run_begin(self, node: Node) -> int:
+        """Where the last part of a node begins that is worth the same; a leaf may be cut there."""
+
     def stranger(self, now: float) -> Turn | None:
         """A turn for nodes that no known request has passed."""
 
@@ -37,6 +40,10 @@ class Recency:
     def by_recency(self) -> bool:
         """Always."""
         return True
+
+    def run_begin(self, node: Node) -> int:
+        """All of it."""
+        return node.begin
 
     def stranger(self, now: float) -> Turn | None:
         """None: nobody asks."""
@@ -61,8 +68,14 @@ class Learned:
         return self.policy.node_worth(node.use.turn, node.end, now)
 
     def by_recency(self) -> bool:
-        """While the guard does not trust what was learned."""
-        return self.guard is not None and self.guard.by_recency()
+        """While nothing was learned, or the guard does not trust it."""
+        return self.policy.is_cold or (self.guard is not None and self.guard.by_recency())
+
+    def run_begin(self, node: Node) -> int:
+        """Where other conversations have left the path of the last request, at the latest."""
+        if node.use.turn is None or self.by_recency():
+            return node.begin
+        return max(node.begin, self.policy.run_begin(node.use.turn, node.end))
 
     def stranger(self, now: float) -> Turn | None:
         """A turn of which only the time is known."""

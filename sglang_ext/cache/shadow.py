@@ -131,12 +131,13 @@ class Shadow:
 
         ``turn`` alone where no side has had that block for long.
         """
-        node = turn.shadow
-        if not isinstance(node, _Node) or node.parent is None:
-            return (turn,)
-        while node.begin > block and node.parent is not None:
-            node = node.parent
-        return node.turns or (turn,)
+        node = self._at(turn, block)
+        return (turn,) if node is None else node.turns
+
+    def begin(self, turn: Turn, block: int) -> int:
+        """The first of the blocks up to ``block`` that have the same `turns`."""
+        node = self._at(turn, block)
+        return 0 if node is None else node.begin
 
     def reconsider(self, turn: Turn, now: float) -> None:
         """More is known of a pause, or it has just begun."""
@@ -175,6 +176,14 @@ class Shadow:
             raise ValueError(f"a node at {node.begin} is a leaf and not in order, or not")
         if not whole and (any(below) or node.running):
             raise ValueError(f"a node at {node.begin} was cut before its time")
+
+    def _at(self, turn: Turn, block: int) -> _Node | None:
+        node = turn.shadow
+        if not isinstance(node, _Node) or node.parent is None:
+            return None
+        while node.begin > block and node.parent is not None:
+            node = node.parent
+        return node
 
     def _nodes(self) -> list[_Node]:
         nodes = [self._root]

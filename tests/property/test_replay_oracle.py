@@ -92,7 +92,7 @@ def test_a_cold_policy_equals_recency(trace, capacity, gaps):
     when = np.cumsum(gaps).tolist()
     policy = Policy()
     cold = Learned(tree, trace, order, policy)
-    ours = PrefixCache(tree, capacity, cold.rank, turn=cold.turn)
+    ours = PrefixCache(tree, capacity, *cold.tier(capacity), cold.turn)
     lru = PrefixCache(tree, capacity, Recency().rank)
     for step in range(len(trace)):
         for other in (*cold.arrive(step, step, when[step]), *cold.finish(step, when[step])):

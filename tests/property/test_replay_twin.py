@@ -80,7 +80,7 @@ def test_tree_and_replay_hold_the_same_blocks(seed, guarded):
     capacity = 60 + 25 * seed
     tree, paths = PromptTree.of(trace), block_paths(trace)
     replayed = Learned(tree, trace, range(len(trace)), Policy(seed=seed))
-    rank = replayed.tier(capacity) if guarded else (replayed.rank, None)
+    rank = replayed.tier(capacity) if guarded else (replayed.rank, lambda: replayed.policy.is_cold)
     cache = PrefixCache(tree, capacity, *rank, replayed.turn)
     policy = Policy(seed=seed)
     guard = policy.guard(capacity) if guarded else None
