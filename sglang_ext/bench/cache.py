@@ -25,7 +25,7 @@ GOAL = 1.5
 # Tokens of a leaf that is nobody's session.
 _SMALL = 64
 # Requests that the policy has seen before the first round: enough for it to have learned.
-_WARM = 200
+_WARM = 2000
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ class _Measured:
         """The policy has learned from sessions that came back."""
         for number in range(_WARM):
             tokens = sessions[number % len(sessions)]
-            self._tell(-1 - number, tokens[: len(tokens) // 2 + number * self._page])
+            length = len(tokens) * (_WARM + number) // (2 * _WARM)
+            self._tell(-1 - number, tokens[:length])
             self._end(-1 - number)
             self._now += self._pause_s
 
