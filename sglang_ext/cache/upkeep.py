@@ -6,6 +6,7 @@ Pure: neither torch nor SGLang is imported.
 """
 
 import fcntl
+import logging
 import os
 import re
 import time
@@ -30,6 +31,8 @@ from sglang_ext.cache.store.survey import survey
 from sglang_ext.errors import ConfigError, StoreError
 
 __all__ = ["Cleaned", "Resident", "StoreState", "clean", "look", "resident", "stores_in", "verify"]
+
+logger = logging.getLogger(__name__)
 
 _MIB = 1 << 20
 _LEFT_OVER = re.compile(r"(policy\.state|secret)\.\d+\.new")
@@ -171,10 +174,25 @@ def _holder(store: Path) -> int | None:
 def verify(store: Path, on_page: OnPage | None = None) -> list[Finding]:
     """Read every page of a store and compare it; nothing is changed.
 
+    Returns:
+        What is damaged. What a server that was killed explains is logged, by its number alone.
+
     Raises:
         StoreError: a server uses it, or it is none.
     """
+    findings = _findings(store, on_page)
+    damaged = [finding for finding in findings if not finding.explained]
+    if explained := len(findings) - len(damaged):
+        logger.warning(
+            "%s: %d pages were evicted and overwritten while the server was killed; they are "
+            "misses, and no sign of a bad disk",
+            store,
+            explained,
+        )
+    return damaged
 
+
+def _findings(store: Path, on_page: OnPage | None) -> list[Finding]:
     def tell(done: int, pages: int) -> None:
         if on_page is not None:
             on_page(store, done, pages)
@@ -250,7 +268,7 @@ def _remove_left_over(folder: Path) -> None:
 def _clean_store(
     store: Path, capacity_bytes: int | None, cleaned: Cleaned, on_page: OnPage | None
 ) -> None:
-    findings = verify(store, on_page)
+    findings = _findings(store, on_page)
     cleaned.findings += [{"store": store.name, **finding.to_json()} for finding in findings]
     if capacity_bytes is None:
         # Room enough that nothing has to go; the files that grow with it stay small.

@@ -59,6 +59,10 @@ class FaultyDisk(RealDisk):
         self._check("allocate", self.paths[file])
         super().allocate(file, size_bytes)
 
+    def truncate(self, file, size_bytes):
+        self._check("truncate", self.paths[file])
+        super().truncate(file, size_bytes)
+
     def sync(self, file):
         self._check("sync", self.paths[file])
         super().sync(file)
@@ -175,6 +179,15 @@ class PowerLossDisk(RealDisk):
             self.on_operation("allocate")
             super().allocate(file, size_bytes)
             self.inodes[file].size = max(self.inodes[file].size, size_bytes)
+
+    def truncate(self, file, size_bytes):
+        with self.lock_all:
+            self.on_operation("truncate")
+            super().truncate(file, size_bytes)
+            inode = self.inodes[file]  # metadata: durable at once here
+            del inode.data[size_bytes:]
+            inode.size = size_bytes
+            inode.writes = [(at, data) for at, data in inode.writes if at < size_bytes]
 
     def sync(self, file):
         with self.lock_all:

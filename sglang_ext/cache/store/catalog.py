@@ -165,6 +165,18 @@ class Catalog:
             self._record(Record(RecordKind.SEGMENT, segment=segment.number))
             return not segment.users
 
+    def shorten(self, segment: Segment, slots: int) -> None:
+        """Forget the slots from ``slots`` on, with their pages and what descends from those.
+
+        The file is the caller's. No operation may be under way. Nothing is recorded: pages beyond
+        the end of a file are left out when checkpoint and journal are read.
+        """
+        with self.lock:
+            for slot in range(slots, segment.slots):
+                if segment.rows[slot] != NO_ROW:
+                    self.evicted += self._remove(segment.rows[slot])
+            self.segments.shorten(segment, slots)
+
     def clear(self) -> list[tuple[Segment, bool]]:
         """Forget everything.
 

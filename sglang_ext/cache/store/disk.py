@@ -38,6 +38,9 @@ class Disk(Protocol):
     def allocate(self, file: int, size_bytes: int) -> None:
         """Give the file ``size_bytes`` of blocks that read as zeros."""
 
+    def truncate(self, file: int, size_bytes: int) -> None:
+        """Cut the end of the file off and give its blocks back."""
+
     def sync(self, file: int) -> None:
         """Make data of the file durable, and its size."""
 
@@ -80,6 +83,9 @@ class RealDisk:
 
     def allocate(self, file: int, size_bytes: int) -> None:
         os.posix_fallocate(file, 0, size_bytes)
+
+    def truncate(self, file: int, size_bytes: int) -> None:
+        os.ftruncate(file, size_bytes)
 
     def sync(self, file: int) -> None:
         os.fdatasync(file)

@@ -19,6 +19,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import xxhash
+
 from sglang_ext.cache.store.disk import Disk, read_fully, write_fully
 from sglang_ext.cache.store.format import FORMAT_VERSION
 from sglang_ext.errors import StoreError, StoreFolderError, StoreFormatError, StoreInUseError
@@ -28,11 +30,13 @@ __all__ = ["STORE_ID_BYTES", "StoreFolder"]
 STORE_ID_BYTES = 16
 _FORMAT_NAME = "sglang-ext page store"
 _MOST_SUPERBLOCK_BYTES = 4096
-_CHECKPOINT = re.compile(r"index-(\d+)\.ckpt")
-_JOURNAL = re.compile(r"journal-(\d+)\.log")
+# As we write them, and not more than fits a field of 64 bits: other names are not ours.
+_GENERATION = r"([1-9]\d{0,17})"
+_CHECKPOINT = re.compile(rf"index-{_GENERATION}\.ckpt")
+_JOURNAL = re.compile(rf"journal-{_GENERATION}\.log")
 _SEGMENT = re.compile(r"(\d{6})\.seg")
 # What was being written under another name when the process ended.
-_PARTIAL = re.compile(r"(STORE|index-\d+\.ckpt|journal-\d+\.log)\.partial")
+_PARTIAL = re.compile(rf"(STORE|index-{_GENERATION}\.ckpt|journal-{_GENERATION}\.log)\.partial")
 
 
 class StoreFolder:
@@ -212,7 +216,9 @@ class StoreFolder:
         self.remove_partial()
         self.check_empty()
         self.store_id = secrets.token_bytes(STORE_ID_BYTES)
-        text = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "id": self.store_id.hex()}
+        store_id = self.store_id.hex()
+        text = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "id": store_id}
+        text["check"] = _check_of(store_id)
         self.write_file(self.path / "STORE", (json.dumps(text) + "\n").encode())
 
     def check_empty(self) -> None:
@@ -269,6 +275,10 @@ class StoreFolder:
             self.disk.remove(path)
 
 
+def _check_of(store_id: str) -> str:
+    return xxhash.xxh3_64_hexdigest(store_id.encode())
+
+
 def _parse(path: Path, data: bytes) -> bytes:
     """The store's id out of a superblock."""
     damaged = StoreError(
@@ -278,14 +288,22 @@ def _parse(path: Path, data: bytes) -> bytes:
     try:
         text = json.loads(data)
         version, store_id = text["version"], bytes.fromhex(text["id"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged from error
     if text.get("format") != _FORMAT_NAME or len(store_id) != STORE_ID_BYTES:
+        raise damaged
+    if type(version) is not int:
         raise damaged
     if version != FORMAT_VERSION:
         raise StoreFormatError(
             f"{path.parent} holds a page store of format {version}; this release knows format "
             f"{FORMAT_VERSION}. Use the release that wrote it, or give this one another folder"
+        )
+    # Without: a store of before there was one.
+    if text.get("check", _check_of(text["id"])) != _check_of(text["id"]):
+        raise StoreError(
+            f"{path} is damaged: its id does not match its checksum. Remove the folder and start "
+            "again, or put the id right: it is in bytes 13 to 28 of each segment as well"
         )
     return store_id
 

@@ -24,7 +24,7 @@ from sglang_ext.cache.store.placing import PlacingCatalog
 from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
 from sglang_ext.cache.store.room import Room
-from sglang_ext.cache.store.segment_files import FOREIGN, SegmentFiles
+from sglang_ext.cache.store.segment_files import FOREIGN, UNKNOWN, SegmentFiles
 from sglang_ext.cache.store.segments import Segments, Space
 from sglang_ext.errors import StoreError
 
@@ -112,9 +112,14 @@ class Keeper:
             if why == FOREIGN:
                 raise StoreError(
                     f"{self.folder.segment_path(number)} belongs to another page store; move it "
-                    "back, or remove it"
+                    "back, or remove it. Where that is so of all, STORE is another store's"
                 )
         for number, why in bad:
+            if why == UNKNOWN:
+                path = self.folder.segment_path(number)
+                logger.warning("page store: %s is left alone: %s", path, why)
+                segments.taken.add(number)
+                continue
             logger.warning("page store: segment %d is removed: %s", number, why)
             self.files.remove(number)
         self.recovered = recover(self.folder, segments, hours, threads=options.io_threads)
@@ -123,7 +128,7 @@ class Keeper:
         undo.callback(self.journal.close)
         self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
         self._room = Room(self.catalog, self.files, self.space, self._writing)
-        self._room.fit()
+        self._has_shrunk = self._room.fit()
         try:
             self._begin()
         except OSError as error:
@@ -149,7 +154,7 @@ class Keeper:
         for generation in self.folder.checkpoints():
             if generation != self.recovered.used:
                 self.folder.remove(self.folder.checkpoint_path(generation))
-        if self.recovered.how not in ("new", "clean"):
+        if self.recovered.how not in ("new", "clean") or self._has_shrunk:
             # Clean: no journal follows before one is made, and losing that one is no damage.
             self._checkpoint((self.recovered.journal, 0), clean=True)
             self.recovered.used = self._generation

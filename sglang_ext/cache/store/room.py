@@ -82,14 +82,43 @@ class Room:
         finally:
             self._one.release()
 
-    def fit(self) -> None:
-        """Give segments back until the store fits a capacity that became smaller."""
+    def fit(self) -> bool:
+        """Give room back until the store fits a capacity that became smaller.
+
+        First the ends of segments that no page is in; then those that were used least recently, the
+        last of them only as far as needed. Called while the store is opened.
+
+        Returns:
+            Whether anything went.
+
+        Raises:
+            OSError: a file could not be shortened or removed.
+        """
         segments = self._catalog.segments
-        for segment in self._catalog.stalest_segments(NO_ROW):
-            needed = segments.charged_bytes + self._space.reserved_bytes(segments.slots)
-            if needed <= self._space.capacity_bytes:
-                return
+        slots = segments.slots
+        stalest = self._catalog.stalest_segments(NO_ROW)
+        for segment in stalest:
+            last = len(segment.used.rstrip(b"\0"))
+            self._shorten(segment, max(segments.slots_that_fit(segment), last))
+        for segment in stalest:
+            if segments.by_number.get(segment.number) is segment:  # it may have gone as empty
+                self._shorten(segment, segments.slots_that_fit(segment))
+        return segments.slots < slots
+
+    def _shorten(self, segment: Segment, slots: int) -> None:
+        if slots == segment.slots:
+            return
+        if not slots:
             self._give(segment, "the capacity is smaller")
+            return
+        logger.warning(
+            "page store: segment %d is cut from %d to %d slots: the capacity is smaller",
+            segment.number,
+            segment.slots,
+            slots,
+        )
+        self._catalog.shorten(segment, slots)
+        self._files.shorten(segment)
 
     def give_one(self, why: str) -> bool:
         """Give the segment back that was used least recently; False where there is none."""

@@ -1,6 +1,7 @@
 """The page store: what a caller sees, and the thread that makes things durable."""
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk, RealDisk
 from sglang_ext.cache.store.engine import Engine
 from sglang_ext.cache.store.follower import Follower
-from sglang_ext.cache.store.format import KEY_BYTES, slot_bytes_of
+from sglang_ext.cache.store.format import KEY_BYTES, NO_KEY, slot_bytes_of
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.keeper import Keeper
 from sglang_ext.cache.store.options import Buffer, Page, StoreOptions, StoreStats
@@ -85,10 +86,10 @@ class PageStore:
                 self._open(folder, undo, writer=writer)
                 undo.pop_all()
         except OSError as error:
-            raise StoreError(
-                f"the page store {folder} cannot be opened: {error}; see to the disk, or give the "
-                "server another folder"
-            ) from error
+            fix = "see to the disk, or give the server another folder"
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                fix = "raise the limit of open files (ulimit -n)"
+            raise StoreError(f"the page store {folder} cannot be opened: {error}; {fix}") from error
         self.open_s = time.monotonic() - begin
         _open_stores.add(self)
 
@@ -195,12 +196,16 @@ class PageStore:
             For each page whether it is resident now, written or there before.
 
         Raises:
-            ValueError: a key, namespace or buffer cannot be used, or a page is larger than a
-                quarter of the staging memory.
+            ValueError: a key, namespace or buffer cannot be used (a key of zeros means that there
+                is no page), or a page is larger than a quarter of the staging memory.
         """
         _check_namespace(namespace)
-        _check_keys([page.key for page in pages])
-        _check_keys([page.parent for page in pages if page.parent is not None])
+        keys = [page.key for page in pages]
+        parents = [page.parent for page in pages if page.parent is not None]
+        _check_keys(keys)
+        _check_keys(parents)
+        if NO_KEY in keys or NO_KEY in parents:
+            raise ValueError("a key of zeros means that there is no page; give the page another")
         sources: list[list[Bytes]] = []
         offers: dict[bytes, Offer] = {}
         for number, (key, parent, buffers) in enumerate(pages):

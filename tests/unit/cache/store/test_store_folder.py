@@ -1,5 +1,6 @@
 """The folder: whose it is, what is in it, and who writes to it."""
 
+import errno
 import json
 import os
 import stat
@@ -71,12 +72,58 @@ def test_a_newer_format_is_refused_with_a_way_out(folder):
     assert StoreFormatError.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other", "version": 1, "id": "00"}'])
+ID = "00" * 16
+SUPERBLOCK = {"format": "sglang-ext page store", "version": 1, "id": ID}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 4000,
+        '{"format": "other", "version": 1, "id": "00"}',
+        json.dumps({**SUPERBLOCK, "version": "1"}),
+        json.dumps({**SUPERBLOCK, "version": True}),
+        json.dumps({**SUPERBLOCK, "check": "0" * 16}),
+    ],
+)
 def test_a_damaged_superblock_is_refused_and_nothing_is_removed(folder, text):
     (folder / "STORE").write_text(text)
     before = own_names(folder)
     refused(folder, StoreError, "STORE")
     assert own_names(folder) == before
+
+
+def test_a_bit_flip_in_the_id_is_told_as_such(folder):
+    text = json.loads((folder / "STORE").read_text())
+    text["id"] = f"{int(text['id'], 16) ^ 1:032x}"
+    (folder / "STORE").write_text(json.dumps(text))
+    refused(folder, StoreError, "STORE is damaged")
+
+
+def test_a_superblock_without_checksum_is_read(folder):
+    text = json.loads((folder / "STORE").read_text())
+    del text["check"]
+    (folder / "STORE").write_text(json.dumps(text))
+    with PageStore(folder, options()) as store:
+        assert all(read(store, KEYS))
+
+
+@pytest.mark.parametrize("name", ["journal-007.log", f"journal-{'9' * 26}.log", "index-01.ckpt"])
+def test_names_that_we_do_not_write_are_not_ours(folder, name):
+    (folder / name).write_text("mine")
+    with PageStore(folder, options()) as store:
+        assert store.stats().recovery == "clean"
+        assert all(read(store, KEYS))
+    assert (folder / name).read_text() == "mine"
+
+
+def test_too_many_open_files_are_no_fault_of_the_disk(folder, disk):
+    disk.fault = lambda operation, path, offset: errno.EMFILE if operation == "open" else 0
+    with pytest.raises(StoreError, match="ulimit"):
+        PageStore(folder, options(), disk=disk)
 
 
 def test_segments_without_a_superblock_are_not_taken_for_ours(folder):
