@@ -109,6 +109,7 @@ def tree_settings(server_args: Any) -> TreeSettings | None:
         record_file=cache.record or "",
         record_bytes=cache.record_bytes or defaults.record_bytes,
         clock=cache.clock or defaults.clock,
+        pin_share=defaults.pin_share if cache.pin_share is None else cache.pin_share,
         tool_call_parser=getattr(server_args, "tool_call_parser", None) or "",
     )
 

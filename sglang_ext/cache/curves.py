@@ -1,26 +1,23 @@
-"""Return curves read at an age: what holding a block is worth then, how likely a return is.
+"""Return curves read at an age: what holding a block is worth then.
 
 Pure: neither torch nor SGLang is imported.
 """
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Sequence
 from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Stop
 from sglang_ext.cache.returns import AGES, ReturnModel, cold_value, hold_value
 
-__all__ = ["AGES_S", "COLD", "NEXT_S", "Curves", "chance_of_return"]
+__all__ = ["AGES_S", "COLD", "NEXT_S", "Curves"]
 
 AGES_S: list[float] = AGES.tolist()
 _ENDS_S = [*AGES_S[1:], AGES_S[-1] * 1.5]
 NEXT_S = [*AGES_S, inf]
 # Worth by age of a policy that has learned nothing.
 COLD: list[float] = cold_value().tolist()
-# Pauses between two looks at the average curve, by which nodes of several conversations are judged,
-# and before the first.
+# Pauses between two looks at the average curve, by which strangers are judged; before the first.
 _AVERAGE_EVERY, _FIRST_AVERAGE = 256, 16
 
 
@@ -75,19 +72,3 @@ class Curves:
                 "worth": [float(f"{value:.3g}") for value in hold_value(hazard).tolist()],
             }
         return curves
-
-
-def chance_of_return(hazard: Sequence[float], begin: float, end: float) -> float:
-    """Chance of a return between two ages of a pause, in seconds.
-
-    Args:
-        hazard: chance of a return by place in `AGES_S`, of a conversation that is still away.
-        begin: the first age.
-        end: the last age.
-    """
-    away = 1.0
-    for place in range(max(0, bisect_right(AGES_S, begin) - 1), bisect_right(AGES_S, end)):
-        low, high = max(begin, AGES_S[place]), min(end, _ENDS_S[place])
-        if high > low:
-            away *= (1.0 - hazard[place]) ** ((high - low) / (_ENDS_S[place] - AGES_S[place]))
-    return 1.0 - away

@@ -105,7 +105,7 @@ class DiskOrder:
         return self._tails.pop(turn)
 
     def _worth(self, turn: Turn, now: float) -> tuple[float, float]:
-        return self._policy.worth(turn, now, guard=self._guard)
+        return self._policy.worth(turn, now)
 
 
 class AdvisedStore(Protocol):

@@ -32,10 +32,14 @@ class Clock:
         heard: what the time is taken from, of what is carried with each request: ``received``,
             when it reached the server, which is the same on all ranks; ``told``, when its client
             says that it came. Empty: from the system, which differs between ranks.
+
+    Attributes:
+        read: the system's time, in seconds.
     """
 
     def __init__(self, heard: str = "") -> None:
         self._heard = heard
+        self.read: Callable[[], float] = time.time
         self._now = 0.0
 
     def hear(self, carried: Mapping[str, Any]) -> None:
@@ -47,7 +51,7 @@ class Clock:
     def __call__(self) -> float:
         """Now."""
         if not self._heard:
-            self._now = max(self._now, time.time())
+            self._now = max(self._now, self.read())
         return self._now
 
 

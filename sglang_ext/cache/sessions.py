@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sglang_ext.cache.conversation import MODELS, Conversation, features
+from sglang_ext.cache.conversation import MODELS, Conversation, Stop, features
 from sglang_ext.cache.names import named
 
 __all__ = ["CONVERSATIONS", "LONGEST_NAME", "Arrival", "Sessions", "session_hint"]
@@ -118,12 +118,13 @@ class Sessions:
 
         Returns:
             The conversation, already moved on to this request; and the conversations that its
-            beginning supersedes.
+            beginning supersedes, first the one whose end it has rewritten, if it has
+            (`Conversation.rewrites`).
         """
-        conversation = self._continued(arrival)
+        conversation, whole = self._continued(arrival)
         superseded = []
-        if conversation is None:
-            conversation = self._begin(arrival, now)
+        if conversation is None or not whole:
+            conversation = self._begin(arrival, now, conversation)
             superseded = self._supersede(conversation)
         else:
             key = conversation.session
@@ -185,31 +186,44 @@ class Sessions:
                 self._sessions.setdefault(conversation.session, []).append(conversation.number)
         return loaded
 
-    def _continued(self, arrival: Arrival) -> Conversation | None:
-        """The conversation whose last prompt this one extends, the deepest match first."""
+    def _continued(self, arrival: Arrival) -> tuple[Conversation | None, bool]:
+        """The conversation whose last prompt this one extends, the deepest match first.
+
+        And whether it goes on in this prompt. It does not where more than a block of its end has
+        changed, which may be a branch beside it, nor while its last request runs.
+        """
         marks = arrival.marks
         for depth in range(len(marks) - 1, -1, -1):
             number = self._heads.get(marks[depth])
             if number is None:
                 continue
             conversation = self._all[number]
-            if conversation.blocks - depth - 1 <= _may_lose(conversation, arrival):
-                return conversation
+            lost = conversation.blocks - depth - 1
+            if lost <= _may_lose(conversation, arrival):
+                return conversation, lost <= 1 and conversation.stop != Stop.RUNNING
         if marks or arrival.session is None:
-            return None
+            return None, False
         # Without marks a prompt that is not shorter is taken for the next turn of the latest one.
         for number in reversed(self._sessions.get(arrival.session, ())):
             conversation = self._all[number]
             if conversation.agent == arrival.agent and arrival.tokens >= conversation.tokens:
-                return conversation
-        return None
+                return conversation, conversation.stop != Stop.RUNNING
+        return None, False
 
-    def _begin(self, arrival: Arrival, now: float) -> Conversation:
+    def _begin(self, arrival: Arrival, now: float, origin: Conversation | None) -> Conversation:
         model = self._models.get(arrival.model, MODELS)
         if model == MODELS and len(self._models) < MODELS:
             model = self._models[arrival.model] = len(self._models)
-        conversation = Conversation(self._next, arrival.session, arrival.agent, model)
-        conversation.end_s = now
+        if origin is None:
+            conversation = Conversation(self._next, arrival.session, arrival.agent, model)
+            conversation.end_s = now
+        else:
+            conversation = origin.fork(self._next)
+            conversation.agent, conversation.model = arrival.agent, model
+            if arrival.session is not None:
+                conversation.session = arrival.session
+            if origin.stop != Stop.RUNNING:
+                conversation.rewrites = origin.number
         self._next += 1
         self._all[conversation.number] = conversation
         if len(self._all) > self.limit:
@@ -224,11 +238,13 @@ class Sessions:
         superseded = []
         for number in numbers[-_SIBLINGS:]:
             older = self._all[number]
-            if older.agent == conversation.agent and not older.superseded:
+            if older.stop == Stop.RUNNING or older.agent != conversation.agent:
+                continue
+            if not older.superseded or number == conversation.rewrites:
                 older.superseded = True
                 superseded.append(older)
         numbers.append(conversation.number)
-        return superseded
+        return sorted(superseded, key=lambda older: older.number != conversation.rewrites)
 
     def _register(self, conversation: Conversation, marks: Sequence[int]) -> None:
         self._unregister(conversation)

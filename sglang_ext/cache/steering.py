@@ -159,8 +159,12 @@ class SteeringMixin(FollowingMixin):
         return bool(after > before)
 
     def _cut(self, node: Node, tokens: int, result: Any) -> None:
-        """Split a victim that is much longer than what is needed, so that only its end goes."""
+        """Split a victim that is much longer than what is needed, so that only its end goes.
+
+        What is worth more than its end stays as well.
+        """
         page = self.page_size
+        tokens = min(tokens, node.end - self._steered().rank.run_begin(node))
         keep = (len(node) - max(tokens, 1)) // page * page
         if tokens <= 0 or keep <= 0 or keep * _CUT < node.end:
             return

@@ -157,12 +157,12 @@ class ExtRadixCache(UnifiedRadixCache):
         self.device_tokens = int(getattr(allocator, "size", 0))
         page = params.page_size
         policy = None
+        block = -(-settings.block_tokens // page) * page
         if settings.policy == "ext" and _learn_alike(ranks):
             limits = PolicyLimits(pin_tokens=int(self.device_tokens * settings.pin_share))
-            policy = Policy(limits=limits)
+            policy = Policy(limits=limits, block_tokens=block)
         told = settings.clock == "requests"
         clock = Clock("told" if told else "received" if ranks else "")
-        block = -(-settings.block_tokens // page) * page
         marks = Marks(settings.secret, block)
         self.requests = Requests(policy, marks, clock, self._ended, settings.secret)
         self.policy = policy

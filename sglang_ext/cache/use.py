@@ -8,6 +8,8 @@ Pure: neither torch nor SGLang is imported.
 
 from typing import NamedTuple
 
+from sglang_ext.cache.conversation import Turn
+
 __all__ = ["NEVER", "Use", "handed_up"]
 
 # Touch of a node that no known request has ended at.
@@ -15,27 +17,15 @@ NEVER = -1
 
 
 class Use(NamedTuple):
-    """How a node was used, as far as is noted at the node itself.
+    """How a node was used last, as far as is noted at the node itself.
 
-    ``touch`` numbers the last request (`NEVER`: none), ``owner`` is whose it was
-    (`Conversation.owner`; None: nobody knows), ``shared`` says that others have passed, too.
+    ``touch`` numbers the request (`NEVER`: none), ``turn`` is that request's (None: nobody knows).
     """
 
-    touch: int
-    owner: object = None
-    shared: bool = False
+    touch: int = NEVER
+    turn: Turn | None = None
 
 
 def handed_up(below: Use, above: Use) -> Use:
     """The use of a node once a child of it, with the use ``below``, is gone."""
-    if below.touch == NEVER:
-        return above
-    shared = above.shared or below.shared
-    if above.touch != NEVER and above.owner is not None and below.owner is not None:
-        shared = shared or above.owner != below.owner
-    last = max(below, above, key=_touch)
-    return Use(last.touch, last.owner, shared)
-
-
-def _touch(use: Use) -> int:
-    return use.touch
+    return below if below.touch > above.touch else above

@@ -17,6 +17,8 @@ CLOCKS = ("system", "requests")
 # 1,500-token shared prefix still loses less than 5 % to the unfinished page at its end.
 DEFAULT_PAGE_TOKENS = 64
 
+# Beyond this share of device memory pins would leave too little to everybody else.
+_MOST_PINNED = 50
 # Less than any page is a size whose unit was forgotten.
 _LEAST_L2_BYTES = 1_000_000
 
@@ -36,6 +38,7 @@ class CacheConfig:
     record: str | None = None
     record_bytes: int | None = None
     clock: str | None = None
+    pin_share: float | None = None
 
     @property
     def steered(self) -> bool:
@@ -59,6 +62,19 @@ def _parse_admit(text: str) -> str:
     if text not in ("all", "second"):
         raise ConfigError(f"{text!r} is not a rule; expected all or second")
     return text
+
+
+def _parse_share(text: str) -> float:
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0.0 <= percent <= _MOST_PINNED:
+        raise ConfigError(
+            f"{text!r} is not a share that may be pinned; expected a percentage between 0 and "
+            f"{_MOST_PINNED}"
+        )
+    return percent / 100.0
 
 
 FLAGS: tuple[Flag, ...] = (
@@ -151,6 +167,15 @@ FLAGS: tuple[Flag, ...] = (
         _parse_clock,
         "{system,requests}",
     ),
+    Flag(
+        "--ext-cache-pins",
+        "pin_share",
+        "Percentage of the device tier that the pins of one tenant may hold, for an hour at most; "
+        "0 refuses pins. Default: 5. Pins are taken on trust: more "
+        "costs hits where they are wrong.",
+        _parse_share,
+        "PERCENT",
+    ),
 )
 
 
@@ -161,7 +186,11 @@ def check_together(cache: CacheConfig) -> None:
         ConfigError: names the flags.
     """
     if not cache.enabled:
-        given = [f.name for f in FLAGS if f.field != "enabled" and getattr(cache, f.field)]
+        given = [
+            flag.name
+            for flag in FLAGS
+            if flag.field != "enabled" and getattr(cache, flag.field) is not None
+        ]
         if given:
             raise ConfigError(f"{given[0]} does nothing without --ext-cache; add --ext-cache")
         return

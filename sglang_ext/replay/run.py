@@ -197,8 +197,8 @@ class _Run:
             PrefixCache(
                 tree,
                 size,
-                ranking.tier(size * block_tokens),
-                ranking.owner,
+                *ranking.tier(size * block_tokens),
+                ranking.turn,
                 beside=answers == "held",
             )
             for size in blocks

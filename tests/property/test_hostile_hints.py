@@ -57,7 +57,7 @@ def hits(trace, make, sizes=SIZES):
     tree = PromptTree.of(trace)
     ranking = make(tree)
     caches = [
-        PrefixCache(tree, tokens // 64, ranking.tier(tokens), ranking.owner)
+        PrefixCache(tree, tokens // 64, *ranking.tier(tokens), ranking.turn)
         for tokens in (int(trace.footprint_tokens * size) for size in sizes)
     ]
     for step, now in enumerate(trace.time_s.tolist()):

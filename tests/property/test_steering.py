@@ -236,6 +236,17 @@ def test_policy_keeps_all_tiers_closed_and_is_never_overruled():
         assert core.counts["refused"] == core.counts["own_walks"] == core.counts["lost"] == 0
 
 
+def test_ids_of_a_shared_prefix_are_kept_once():
+    core = make_core("rust", 16, Recency())
+    driver = Driver(core)
+    prefix = list(range(3200))
+    for number in range(20):
+        driver.insert([*prefix, *[10**6 + number] * 32])
+    mirror = core.index.mirror
+    kept = {id(node.tokens): len(node.tokens) for node in mirror if node.tokens is not None}
+    assert sum(kept.values()) == sum(len(node) for node in mirror) == 3200 + 20 * 32
+
+
 def test_core_chooses_itself_once_the_index_is_lost():
     core = make_core("rust", 1, Recency())
     driver = Driver(core)

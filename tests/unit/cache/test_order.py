@@ -2,6 +2,7 @@
 
 from math import inf
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,10 +40,55 @@ def test_the_order_equals_a_dictionary(steps, halves):
 
 
 def test_entries_that_no_longer_count_are_dropped():
-    order = EvictionOrder(lambda leaf, now: (float(leaf), now + 1.0))
+    order = EvictionOrder(lambda leaf, now: (float(leaf), now + 1.0), lambda: True)
     for number in range(10_000):
         order.add(number % 3, number, 0.0)
-    assert len(order._lowest) + len(order._due) <= 64 + 6 * 3
+    for rows in (order._lowest, order._oldest, order._due):
+        assert len(rows) <= 2 * (64 + 4 * 3)
+
+
+@pytest.mark.parametrize("ages", [False, True])
+def test_what_has_become_due_together_is_ranked_a_few_leaves_a_call(ages):
+    asked = []
+
+    def rank(leaf, now):
+        asked.append(leaf)
+        return (leaf / 1e4, 10.0) if now < 10.0 else (1.0 - leaf / 1e4, inf)
+
+    order = EvictionOrder(rank, lambda: ages)
+    for leaf in range(5000):
+        order.add(leaf, leaf, 0.0)
+    assert order.lowest(1.0) == 0
+    asked.clear()
+    most = 0
+    for _ in range(1500):
+        before = len(asked)
+        lowest = order.lowest(20.0)
+        most = max(most, len(asked) - before)
+    assert 0 < most <= 8
+    assert len(asked) == 5000, "each leaf once"
+    assert lowest == (0 if ages else 4999)
+
+
+def test_recency_may_take_over_at_any_time():
+    ages = False
+    order = EvictionOrder(lambda leaf, now: (-float(leaf), inf), lambda: ages)
+    for leaf in range(10):
+        order.add(leaf, leaf, 0.0)
+    assert order.lowest(0.0) == 9
+    ages = True
+    assert order.lowest(0.0) == 0
+    order.add(0, 20, 1.0)
+    assert order.lowest(1.0) == 1
+    ages = False
+    assert order.lowest(1.0) == 9
+
+
+def test_what_is_held_comes_last_under_recency_too():
+    order = EvictionOrder(lambda leaf, now: (inf if leaf == 0 else 1.0, inf), lambda: True)
+    for leaf in range(3):
+        order.add(leaf, leaf, 0.0)
+    assert order.lowest(0.0) == 1
 
 
 def test_a_time_that_is_due_at_once_is_due_once():
