@@ -21,6 +21,8 @@ __all__ = ["Clock", "Known", "Requests"]
 # Default: 65,536. Cost: 300 bytes each, and for those that run 43 bytes a block: 270 KB at 100,000
 # tokens in blocks of 16.
 _MOST = 65_536
+# No request moves a clock that is heard on by more; who is idle for longer catches up with a few.
+_LONGEST_STEP_S = 86_400.0
 # A request that runs for so long has ended without a word of it.
 _LONGEST_S = 21_600.0
 
@@ -43,10 +45,14 @@ class Clock:
         self._now = 0.0
 
     def hear(self, carried: Mapping[str, Any]) -> None:
-        """A request is here; what is carried with it (`sglang_ext.cache.carrier`) may say when."""
+        """A request is here; what is carried with it (`sglang_ext.cache.carrier`) may say when.
+
+        A wrong time moves the clock on by a day at most.
+        """
         seconds = carried.get(self._heard) if self._heard else None
         if isinstance(seconds, float | int) and seconds < 4e9:
-            self._now = max(self._now, float(seconds))
+            last = self._now + _LONGEST_STEP_S if self._now else seconds
+            self._now = max(self._now, float(min(seconds, last)))
 
     def __call__(self) -> float:
         """Now."""

@@ -105,6 +105,16 @@ def test_without_a_policy_requests_are_logged_all_the_same(ended):
     assert len(ended) == 1
 
 
+def test_one_wrong_time_moves_the_clock_by_a_day_at_most():
+    heard = Clock("received")
+    heard.hear({"received": 1.7e9})
+    heard.hear({"received": 3.9e9})
+    assert heard() == 1.7e9 + 86_400.0
+    for _ in range(3):
+        heard.hear({"received": 1.7e9 + 3 * 86_400.0})
+    assert heard() == 1.7e9 + 3 * 86_400.0
+
+
 def test_clock_never_goes_back():
     heard = Clock("received")
     for received, now in ((5.0, 5.0), (3.0, 5.0), ("9", 5.0), (1e12, 5.0), (6, 6.0)):
