@@ -26,6 +26,7 @@ __all__ = [
     "ExtConfig",
     "Flag",
     "StockSetting",
+    "ToolsConfig",
     "check_conflicts",
     "check_l1_holds_a_page",
     "check_l2_fits",
@@ -125,6 +126,12 @@ def _parse_dir(text: str) -> str:
         raise ConfigError(f"{text} is not a path: {error}") from None
 
 
+def _parse_tools(text: str) -> bool:
+    if text not in ("off", "enforce"):
+        raise ConfigError(f"{text!r} is not a mode; expected off or enforce")
+    return text == "enforce"
+
+
 def _parse_admit(text: str) -> str:
     if text not in ("all", "second"):
         raise ConfigError(f"{text!r} is not a rule; expected all or second")
@@ -140,6 +147,7 @@ class Flag:
     help: str
     read: Callable[[str], Any] | None = None  # None: a switch without a value
     metavar: str | None = None
+    capability: str = "cache"  # the part of the config that it belongs to
 
     @property
     def dest(self) -> str:
@@ -203,6 +211,16 @@ FLAGS: tuple[Flag, ...] = (
         _parse_admit,
         "{all,second}",
     ),
+    Flag(
+        "--ext-tools",
+        "enforce",
+        "Tool calls that are always valid: enforce holds every call to its tool's schema while "
+        "decoding and checks it once more; a call that is not whole and valid is not shown as one. "
+        "Needs --tool-call-parser. Default: off.",
+        _parse_tools,
+        "{off,enforce}",
+        capability="tools",
+    ),
 )
 
 
@@ -220,15 +238,23 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
+class ToolsConfig:
+    """Tool calls."""
+
+    enforce: bool = False
+
+
+@dataclass(frozen=True)
 class ExtConfig:
     """Everything that sglang-ext was asked for; frozen, so that all processes agree."""
 
     cache: CacheConfig = CacheConfig()
+    tools: ToolsConfig = ToolsConfig()
 
     @property
     def active(self) -> bool:
         """Whether any capability was switched on."""
-        return self.cache.enabled
+        return self.cache.enabled or self.tools.enforce
 
 
 def parse(values: Mapping[str, Any]) -> ExtConfig:
@@ -237,23 +263,25 @@ def parse(values: Mapping[str, Any]) -> ExtConfig:
     Raises:
         ConfigError: a value cannot be read, or flags that need one another are not together.
     """
-    cache: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {"cache": {}, "tools": {}}
     for flag in FLAGS:
         raw = values.get(flag.dest)
         if raw is None or raw is False:
             continue
         try:
-            cache[flag.field] = True if flag.read is None else flag.read(raw)
+            value = True if flag.read is None else flag.read(raw)
+            parts[flag.capability][flag.field] = value
         except ConfigError as error:
             raise ConfigError(f"{flag.name}: {error}") from None
-    config = CacheConfig(**cache)
-    _check_together(config)
-    return ExtConfig(cache=config)
+    cache = CacheConfig(**parts["cache"])
+    _check_together(cache)
+    return ExtConfig(cache=cache, tools=ToolsConfig(**parts["tools"]))
 
 
 def _check_together(cache: CacheConfig) -> None:
     if not cache.enabled:
-        given = [f.name for f in FLAGS if f.field != "enabled" and getattr(cache, f.field)]
+        flags = [f for f in FLAGS if f.capability == "cache" and f.field != "enabled"]
+        given = [f.name for f in flags if getattr(cache, f.field)]
         if given:
             raise ConfigError(f"{given[0]} does nothing without --ext-cache; add --ext-cache")
         return
@@ -425,8 +453,25 @@ def check_conflicts(
     Raises:
         FlagConflictError: names both flags.
     """
-    if not config.cache.enabled:
-        return
+    _check_workers(config, given)
+    if config.tools.enforce:
+        _check_tools_conflicts(given)
+    if config.cache.enabled:
+        _check_cache_conflicts(config, settings, given)
+
+
+def _check_workers(config: ExtConfig, given: Mapping[str, Any]) -> None:
+    if config.active and (given.get("tokenizer_worker_num") or 1) > 1:
+        because = "--ext-cache" if config.cache.enabled else "--ext-tools"
+        raise FlagConflictError(
+            f"--tokenizer-worker-num {given['tokenizer_worker_num']} contradicts {because}: "
+            "SGLang loads no plugins in the extra workers; drop one of them"
+        )
+
+
+def _check_cache_conflicts(
+    config: ExtConfig, settings: tuple[StockSetting, ...], given: Mapping[str, Any]
+) -> None:
     for field, why in CACHE_RESERVED.items():
         if given.get(field):
             raise FlagConflictError(
@@ -442,14 +487,23 @@ def check_conflicts(
             )
     if config.cache.l3_dir:
         _check_l3_conflicts(given)
-    if (given.get("tokenizer_worker_num") or 1) > 1:
-        raise FlagConflictError(
-            f"--tokenizer-worker-num {given['tokenizer_worker_num']} contradicts --ext-cache: "
-            "SGLang loads no plugins in the extra workers; drop one of them"
-        )
     if config.cache.l2_bytes and "hicache_ratio" in given:
         raise FlagConflictError(
             "--hicache-ratio contradicts --ext-l2-size, which sizes the host tier; drop one of them"
+        )
+
+
+def _check_tools_conflicts(given: Mapping[str, Any]) -> None:
+    if not given.get("tool_call_parser"):
+        raise ConfigError(
+            "--ext-tools enforce needs --tool-call-parser, the way in which the model writes its "
+            "calls, such as hermes or qwen"
+        )
+    backend = given.get("grammar_backend", "xgrammar")
+    if backend not in (None, "xgrammar"):
+        raise FlagConflictError(
+            f"--grammar-backend {backend} contradicts --ext-tools enforce, whose grammars are "
+            "xgrammar's; drop one of them"
         )
 
 
@@ -499,6 +553,7 @@ def check_l2_fits(config: ExtConfig, memory_bytes: int) -> None:
 
 def describe(config: ExtConfig) -> dict[str, Any]:
     """The config as plain values, for `/server_info` and the log."""
-    return {
+    found: dict[str, Any] = {
         f"cache_{field.name}": getattr(config.cache, field.name) for field in fields(CacheConfig)
     }
+    return {**found, "tools_enforce": config.tools.enforce}

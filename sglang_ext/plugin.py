@@ -29,6 +29,7 @@ __all__ = [
     "SeamStatus",
     "activate_platform",
     "hook_disk_tier",
+    "hook_tools",
     "hooks",
     "register",
     "seam_statuses",
@@ -54,6 +55,7 @@ class Hook:
     function: str
     reference_device: bool = False  # only where the reference platform is active
     disk_tier: bool = False  # only in a process that opens the disk tier
+    enforcing: str = ""  # only where tools are enforced, in processes of this role
 
     @property
     def target(self) -> str:
@@ -162,6 +164,86 @@ _HOOKS: tuple[Hook, ...] = (
         "sglang_ext.cache.hooks:show_disk_tier",
         disk_tier=True,
     ),
+    # Put in place when a process learns that it enforces tool calls.
+    Hook("sglang.srt.runtime_context:publish", "AFTER", "sglang_ext.plugin:hook_tools"),
+    Hook(
+        f"{upstream.CHAT}._validate_request",
+        "AROUND",
+        "sglang_ext.tools.enforce:validate_request",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CHAT}._process_tool_calls",
+        "AROUND",
+        "sglang_ext.tools.enforce:process_tool_calls",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CHAT}._process_tool_call_stream",
+        "AROUND",
+        "sglang_ext.tools.enforce:process_tool_call_stream",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CHAT}._build_chat_response",
+        "AFTER",
+        "sglang_ext.tools.enforce:build_response",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CALL_PARSER}.__init__",
+        "AROUND",
+        "sglang_ext.tools.enforce:make_parser",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CALL_PARSER}.get_structure_constraint",
+        "AROUND",
+        "sglang_ext.tools.enforce:constrain",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CALL_PARSER}.has_tool_call",
+        "AROUND",
+        "sglang_ext.tools.enforce:has_tool_call",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CALL_PARSER}.owns_tool_format",
+        "AROUND",
+        "sglang_ext.tools.enforce:owns_tool_format",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CALL_PARSER}.parse_non_stream",
+        "AROUND",
+        "sglang_ext.tools.enforce:parse_non_stream",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CALL_PARSER}.parse_stream_chunk",
+        "AROUND",
+        "sglang_ext.tools.enforce:parse_stream_chunk",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        f"{upstream.CALL_PARSER}.parse_stream_end",
+        "AROUND",
+        "sglang_ext.tools.enforce:parse_stream_end",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammarBackend.__init__",
+        "AFTER",
+        "sglang_ext.tools.grammars:bound_caches",
+        enforcing="scheduler",
+    ),
+    Hook(
+        "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend.get_cached_or_future_value",
+        "AROUND",
+        "sglang_ext.tools.grammars:compile_once",
+        enforcing="scheduler",
+    ),
 )
 
 
@@ -235,6 +317,7 @@ _ENTRIES: tuple[Entry, ...] = (
 
 _statuses: list[SeamStatus] = []
 _disk_tier = False  # whether this process opened it
+_enforcing = ""  # role of this process, where it enforces tool calls
 
 
 def hooks() -> tuple[Hook, ...]:
@@ -337,6 +420,24 @@ def hook_disk_tier() -> list[str]:
     return [hook.target for hook in hooked if hook.target in failed]
 
 
+def hook_tools(_result: Any, server_args: Any, *_args: Any, role: str, **_kwargs: Any) -> None:
+    """AFTER hook of ``publish``: put the hooks of ``--ext-tools`` in place where it is asked for.
+
+    Raises:
+        SystemExit: one did not take effect.
+    """
+    global _enforcing
+    from sglang_ext.arguments import config_of
+
+    hooked = [hook for hook in _HOOKS if hook.enforcing == role]
+    if not config_of(server_args).tools.enforce or not hooked or _enforcing == role:
+        return
+    _enforcing = role
+    for hook in hooked:
+        _register_hook(hook)
+    upstream.resolve("sglang.srt.plugins.hook_registry:HookRegistry").apply_hooks()
+
+
 @functools.cache
 def reference_device() -> bool:
     """Whether the reference platform is the active one in this process."""
@@ -425,6 +526,8 @@ def _not_needed(hook: Hook) -> str:
         return "SGLang knows this device"
     if hook.disk_tier and not _disk_tier:
         return "this process has no disk tier"
+    if hook.enforcing and hook.enforcing != _enforcing:
+        return "this process does not enforce tool calls"
     return ""
 
 

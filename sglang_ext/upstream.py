@@ -53,6 +53,9 @@ WEIGHT_UPDATER = (
     "sglang.srt.managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager"
 )
 
+CHAT = "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat"
+CALL_PARSER = "sglang.srt.function_call.function_call_parser:FunctionCallParser"
+
 SYMBOLS: tuple[Symbol, ...] = (
     # --- plugin loading
     Symbol(
@@ -274,6 +277,59 @@ SYMBOLS: tuple[Symbol, ...] = (
         "SchedulerInternalStateController.get_internal_state",
         "internal_state of the result is what /server_info shows of a scheduler",
         ("recv_req",),
+    ),
+    # --- tool calls
+    Symbol(
+        "sglang.srt.runtime_context:publish",
+        "called once in each process when its arguments are known, before it serves",
+        ("server_args", "role"),
+    ),
+    Symbol(
+        f"{CHAT}._validate_request",
+        "returns why a request is refused, or None",
+        ("request",),
+    ),
+    Symbol(f"{CHAT}._effective_tools", "the tools of a request", ("request",)),
+    Symbol(
+        f"{CHAT}._process_tool_calls",
+        "an answer that was not streamed, through the tool-call parser; finish_reason is the "
+        "dict of the result's meta_info",
+        ("text", "tools", "finish_reason"),
+    ),
+    Symbol(
+        f"{CHAT}._process_tool_call_stream",
+        "a piece of a streamed answer; parser_dict holds the parser of each choice",
+        ("index", "delta", "parser_dict", "content", "request", "created", "flush"),
+    ),
+    Symbol(
+        f"{CHAT}._build_chat_response",
+        "the response, whose metadata is a dict of anything",
+        ("request", "ret", "created"),
+    ),
+    Symbol(
+        f"{CALL_PARSER}.__init__",
+        "made for each request and each answer",
+        ("tools", "tool_call_parser", "tool_choice"),
+    ),
+    Symbol(
+        f"{CALL_PARSER}.get_structure_constraint",
+        "the constraint of a request; a ValueError is answered with 400",
+        ("tool_choice", "parallel_tool_calls", "thinking_mode"),
+    ),
+    Symbol(f"{CALL_PARSER}.has_tool_call", "whether a text is parsed at all", ("text",)),
+    Symbol(f"{CALL_PARSER}.owns_tool_format", "whether this parser reads required calls"),
+    Symbol(f"{CALL_PARSER}.parse_non_stream", "content and calls of a text", ("full_text",)),
+    Symbol(f"{CALL_PARSER}.parse_stream_chunk", "the same, of a piece", ("chunk_text",)),
+    Symbol(f"{CALL_PARSER}.parse_stream_end", "the same, when nothing follows"),
+    Symbol(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammarBackend.__init__",
+        "makes cache, grammar_compiler and _tokenizer_info",
+        ("tokenizer", "vocab_size"),
+    ),
+    Symbol(
+        "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend.get_cached_or_future_value",
+        "a grammar, or the future of one, and whether it was there",
+        ("key", "require_reasoning"),
     ),
 )
 
