@@ -28,6 +28,7 @@ __all__ = [
     "Hook",
     "SeamStatus",
     "activate_platform",
+    "hook_all_tools",
     "hook_disk_tier",
     "hook_tools",
     "hooks",
@@ -191,6 +192,24 @@ _HOOKS: tuple[Hook, ...] = (
         enforcing="tokenizer",
     ),
     Hook(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
+        "AROUND",
+        "sglang_ext.tools.enforce:generate_request",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        upstream.TOOLS_OF_RESPONSES,
+        "AFTER",
+        "sglang_ext.tools.enforce:tools_of_responses",
+        enforcing="tokenizer",
+    ),
+    Hook(
+        upstream.REQUEST_OF_MESSAGES,
+        "AFTER",
+        "sglang_ext.tools.enforce:request_of_messages",
+        enforcing="tokenizer",
+    ),
+    Hook(
         f"{upstream.CALL_PARSER}.__init__",
         "AROUND",
         "sglang_ext.tools.enforce:make_parser",
@@ -242,6 +261,36 @@ _HOOKS: tuple[Hook, ...] = (
         "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend.get_cached_or_future_value",
         "AROUND",
         "sglang_ext.tools.grammars:compile_once",
+        enforcing="scheduler",
+    ),
+    Hook(
+        "sglang.srt.constrained.grammar_manager:GrammarManager.process_req_with_grammar",
+        "AFTER",
+        "sglang_ext.tools.complete:attach",
+        enforcing="scheduler",
+    ),
+    Hook(
+        "sglang.srt.constrained.grammar_manager:GrammarManager.get_ready_grammar_requests",
+        "AFTER",
+        "sglang_ext.tools.complete:attach_ready",
+        enforcing="scheduler",
+    ),
+    Hook(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar.fill_vocab_mask",
+        "AROUND",
+        "sglang_ext.tools.complete:fill_vocab_mask",
+        enforcing="scheduler",
+    ),
+    Hook(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar.accept_token",
+        "AROUND",
+        "sglang_ext.tools.complete:accept_token",
+        enforcing="scheduler",
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_batch:Req.update_finish_state",
+        "AFTER",
+        "sglang_ext.tools.complete:mark_forced",
         enforcing="scheduler",
     ),
 )
@@ -317,6 +366,7 @@ _ENTRIES: tuple[Entry, ...] = (
 
 _statuses: list[SeamStatus] = []
 _disk_tier = False  # whether this process opened it
+_EVERYWHERE = "all roles"
 _enforcing = ""  # role of this process, where it enforces tool calls
 
 
@@ -438,6 +488,20 @@ def hook_tools(_result: Any, server_args: Any, *_args: Any, role: str, **_kwargs
     upstream.resolve("sglang.srt.plugins.hook_registry:HookRegistry").apply_hooks()
 
 
+def hook_all_tools() -> None:
+    """Put every hook of ``--ext-tools`` in place, to see whether that can be done.
+
+    Raises:
+        SystemExit: one did not take effect.
+    """
+    global _enforcing
+    _enforcing = _EVERYWHERE
+    for hook in _HOOKS:
+        if hook.enforcing:
+            _register_hook(hook)
+    upstream.resolve("sglang.srt.plugins.hook_registry:HookRegistry").apply_hooks()
+
+
 @functools.cache
 def reference_device() -> bool:
     """Whether the reference platform is the active one in this process."""
@@ -526,7 +590,7 @@ def _not_needed(hook: Hook) -> str:
         return "SGLang knows this device"
     if hook.disk_tier and not _disk_tier:
         return "this process has no disk tier"
-    if hook.enforcing and hook.enforcing != _enforcing:
+    if hook.enforcing and _enforcing not in (hook.enforcing, _EVERYWHERE):
         return "this process does not enforce tool calls"
     return ""
 

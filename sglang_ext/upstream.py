@@ -54,6 +54,13 @@ WEIGHT_UPDATER = (
 )
 
 CHAT = "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat"
+TOOLS_OF_RESPONSES = (
+    "sglang.srt.entrypoints.openai.serving_responses:"
+    "OpenAIServingResponses._response_tools_to_chat_tools"
+)
+REQUEST_OF_MESSAGES = (
+    "sglang.srt.entrypoints.anthropic.serving:AnthropicServing._convert_to_chat_completion_request"
+)
 CALL_PARSER = "sglang.srt.function_call.function_call_parser:FunctionCallParser"
 
 SYMBOLS: tuple[Symbol, ...] = (
@@ -307,6 +314,21 @@ SYMBOLS: tuple[Symbol, ...] = (
         ("request", "ret", "created"),
     ),
     Symbol(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
+        "an async generator of answers, whose meta_info holds the scheduler's finish_reason",
+        ("obj", "request"),
+    ),
+    Symbol(
+        TOOLS_OF_RESPONSES,
+        "tools of /v1/responses as those of chat, with strict false where nothing was said",
+        ("request",),
+    ),
+    Symbol(
+        REQUEST_OF_MESSAGES,
+        "a request of /v1/messages as one of chat, with strict false where nothing was said",
+        ("anthropic_request",),
+    ),
+    Symbol(
         f"{CALL_PARSER}.__init__",
         "made for each request and each answer",
         ("tools", "tool_call_parser", "tool_choice"),
@@ -330,6 +352,35 @@ SYMBOLS: tuple[Symbol, ...] = (
         "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend.get_cached_or_future_value",
         "a grammar, or the future of one, and whether it was there",
         ("key", "require_reasoning"),
+    ),
+    Symbol(
+        "sglang.srt.constrained.grammar_manager:GrammarManager.process_req_with_grammar",
+        "req.grammar is the request's own when it was cached",
+        ("req",),
+    ),
+    Symbol(
+        "sglang.srt.constrained.grammar_manager:GrammarManager.get_ready_grammar_requests",
+        "returns the requests whose grammar is compiled",
+    ),
+    Symbol(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar.fill_vocab_mask",
+        "fills one row of 32-bit words before a token is sampled",
+        ("vocab_mask", "idx"),
+    ),
+    Symbol(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar.accept_token",
+        "takes the token that was sampled",
+        ("token",),
+    ),
+    Symbol(
+        "sglang.srt.managers.schedule_batch:Req.update_finish_state",
+        "sets finished_reason, whose to_json() is the finish_reason of meta_info",
+        ("new_accepted_len",),
+    ),
+    Symbol(
+        "sglang.srt.managers.schedule_batch:FINISH_LENGTH",
+        "the reason of an answer that was cut off",
+        ("length",),
     ),
 )
 

@@ -135,6 +135,7 @@ def _hooks() -> Iterator[Finding]:
 
             load_plugins()
             plugin.hook_disk_tier()
+            plugin.hook_all_tools()
     except Exception as error:  # a broken install is a finding
         fix = "install what requirements/server.txt names, see above"
         yield Finding("hook", "all", FAILED, f"{type(error).__name__}: {error}", fix)

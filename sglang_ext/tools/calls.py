@@ -34,7 +34,7 @@ class Withheld:
     """A call that is not shown as one, and why."""
 
     name: str
-    reason: str  # truncated, invalid, unknown tool
+    reason: str  # truncated, invalid, unknown tool, forced
     detail: str = ""
 
 
@@ -86,10 +86,10 @@ class Reader:
         """Whether calls may be in ``text``."""
         return not self._markers or any(marker in text for marker in self._markers)
 
-    def read(self, text: str) -> Answer:
+    def read(self, text: str, *, forced: bool = False) -> Answer:
         """The answer that ``text`` is as a whole."""
         shown = self.feed(text)
-        answer = self.finish()
+        answer = self.finish(forced=forced)
         answer.content = shown + answer.content
         return answer
 
@@ -120,8 +120,19 @@ class Reader:
                 break
         return len(self._text[:end].rstrip())
 
-    def finish(self) -> Answer:
-        """The rest of the answer, when nothing follows."""
+    def finish(self, *, forced: bool = False) -> Answer:
+        """The rest of the answer, when nothing follows.
+
+        Args:
+            forced: its last call was completed by force: valid, and not what the model meant.
+        """
+        answer = self._finished()
+        if forced and answer.calls:
+            call = answer.calls.pop()
+            answer.withheld.append(Withheld(call.name, "forced", call.arguments))
+        return answer
+
+    def _finished(self) -> Answer:
         rest = self._text[self._shown :]
         if not self._marked:
             return Answer(content=rest)

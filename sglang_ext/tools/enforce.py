@@ -16,12 +16,14 @@ from typing import Any
 from sglang_ext.errors import ToolsError
 from sglang_ext.tools.bounded import BoundedCache
 from sglang_ext.tools.calls import Answer, Reader
+from sglang_ext.tools.complete import FORCED
 from sglang_ext.tools.limits import SchemaLimits, check_size
 from sglang_ext.tools.tag import Choice, Plan, ToolSpec, compile_plan
 
 __all__ = [
     "build_response",
     "constrain",
+    "generate_request",
     "has_tool_call",
     "make_parser",
     "owns_tool_format",
@@ -30,6 +32,8 @@ __all__ = [
     "parse_stream_end",
     "process_tool_call_stream",
     "process_tool_calls",
+    "request_of_messages",
+    "tools_of_responses",
     "validate_request",
 ]
 
@@ -44,6 +48,10 @@ WITHHELD = "tool_calls_withheld"
 _PLANS_BYTES = 64 * 1024 * 1024  # texts of tags kept; a tool takes 1 to 30 kB
 
 
+_answers: ContextVar[list[Answer] | None] = ContextVar("answers", default=None)
+_forced: ContextVar[bool] = ContextVar("forced", default=False)
+
+
 def _specs(tools: Iterable[Any]) -> list[ToolSpec]:
     """SGLang's tools as ours; the text of a schema is what it is cached by."""
     found = []
@@ -51,9 +59,7 @@ def _specs(tools: Iterable[Any]) -> list[ToolSpec]:
         function = tool.function
         parameters = function.parameters
         text = '{"type": "object"}' if parameters is None else json.dumps(parameters)
-        # SGLang's protocol has False for "not said"; only a client's own false lifts the schema.
-        said = "strict" in function.model_fields_set
-        found.append(ToolSpec(function.name or "", text, function.strict if said else None))
+        found.append(ToolSpec(function.name or "", text, function.strict))
     return found
 
 
@@ -86,6 +92,26 @@ def validate_request(original: Callable[..., Any], serving: Any, request: Any) -
     except ToolsError as error:
         return f"sglang-ext: {error}"
     return said
+
+
+def tools_of_responses(tools: list[Any], _serving: Any, request: Any) -> None:
+    """AFTER ``_response_tools_to_chat_tools`` of ``/v1/responses``: what was not said stays so."""
+    _unsaid(tools, request.tools or ())
+
+
+def request_of_messages(
+    chat: Any, _serving: Any, request: Any, *_args: Any, **_kwargs: Any
+) -> None:
+    """AFTER ``AnthropicServing._convert_to_chat_completion_request``: the same."""
+    _unsaid(chat.tools or (), request.tools or ())
+
+
+def _unsaid(tools: Iterable[Any], sources: Iterable[Any]) -> None:
+    """Take ``strict: false`` from tools whose client did not say it."""
+    said = {source.name for source in sources if "strict" in source.model_fields_set}
+    for tool in tools:
+        if tool.function.name not in said:
+            tool.function.strict = None
 
 
 _plans: BoundedCache[Any, Plan] = BoundedCache(
@@ -221,7 +247,7 @@ def parse_non_stream(
     reader = getattr(parser, _READER, None)
     if reader is None:
         return original(parser, full_text, **kwargs)
-    answer = reader.read(full_text)
+    answer = reader.read(full_text, forced=_forced.get())
     setattr(parser, _ANSWER, answer)
     collected = _answers.get()
     if collected is not None:
@@ -242,7 +268,7 @@ def parse_stream_end(original: Callable[..., Any], parser: Any) -> Any:
     reader = getattr(parser, _READER, None)
     if reader is None:
         return original(parser)
-    answer = reader.finish()
+    answer = reader.finish(forced=_forced.get())
     setattr(parser, _ANSWER, answer)
     return answer.content, _items(answer)
 
@@ -256,9 +282,6 @@ def _items(answer: Answer) -> list[Any]:
     ]
 
 
-_answers: ContextVar[list[Answer] | None] = ContextVar("answers", default=None)
-
-
 def process_tool_calls(
     original: Callable[..., Any],
     serving: Any,
@@ -270,11 +293,13 @@ def process_tool_calls(
 ) -> Any:
     """AROUND ``OpenAIServingChat._process_tool_calls``: note what was withheld."""
     token = _answers.set([])
+    forced = _forced.set(bool(finish_reason.get(FORCED)))
     try:
         result = original(serving, text, tools, finish_reason, *args, **kwargs)
         withheld = [entry for answer in _answers.get() or () for entry in answer.report()]
     finally:
         _answers.reset(token)
+        _forced.reset(forced)
     if withheld:
         finish_reason[_WITHHELD] = withheld
     return result
@@ -292,6 +317,23 @@ def build_response(
     if withheld and hasattr(response, "metadata"):
         response.metadata = {**(response.metadata or {}), WITHHELD: withheld}
     return response
+
+
+def generate_request(
+    original: Callable[..., AsyncIterator[Any]], manager: Any, *args: Any, **kwargs: Any
+) -> AsyncIterator[Any]:
+    """AROUND ``TokenizerManager.generate_request``: who reads an answer knows if it was forced.
+
+    A generator runs in the context of the task that reads it, and that task parses next.
+    """
+    return _noting_forced(original(manager, *args, **kwargs))
+
+
+async def _noting_forced(answers: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for answer in answers:
+        meta = answer.get("meta_info") or {} if isinstance(answer, dict) else {}
+        _forced.set(bool((meta.get("finish_reason") or {}).get(FORCED)))
+        yield answer
 
 
 def process_tool_call_stream(
@@ -318,6 +360,8 @@ async def _with_report(
     request: Any,
     kwargs: dict[str, Any],
 ) -> AsyncIterator[str]:
+    finish_reason = content["meta_info"].get("finish_reason") or {}
+    _forced.set(bool(finish_reason.get(FORCED)))
     async for chunk in chunks:
         yield chunk
     answer = getattr(parser_dict.get(index), _ANSWER, None)

@@ -52,7 +52,7 @@ def test_server_info_shows_what_is_in_effect(server, folder):
     states = {seam["name"]: seam["state"] for seam in info["seams"]}
     assert set(states.values()) == {"applied", "not needed"}
     assert {name for name, state in states.items() if state != "applied"} == {
-        hook.target for hook in plugin.hooks() if hook.disk_tier
+        hook.target for hook in plugin.hooks() if hook.disk_tier or hook.enforcing
     }
 
 

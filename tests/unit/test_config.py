@@ -231,9 +231,37 @@ def test_l3_folder_of_another_user_is_refused(tmp_path, monkeypatch):
 
 
 def test_every_flag_is_documented_and_lands_in_the_config():
-    fields = set(config.CacheConfig.__dataclass_fields__)
-    assert {flag.field for flag in config.FLAGS} == fields
+    for capability, part in (("cache", config.CacheConfig), ("tools", config.ToolsConfig)):
+        flags = [flag for flag in config.FLAGS if flag.capability == capability]
+        assert {flag.field for flag in flags} == set(part.__dataclass_fields__)
     assert all(len(flag.help) > 20 for flag in config.FLAGS)
+
+
+def test_tools_are_enforced_when_asked_for():
+    assert not config.parse({"ext_tools": "off"}).active
+    parsed = config.parse({"ext_tools": "enforce"})
+    assert parsed.active
+    assert config.describe(parsed)["tools_enforce"] is True
+    with pytest.raises(ConfigError, match="--ext-tools: 'on' is not a mode"):
+        config.parse({"ext_tools": "on"})
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({}, "needs --tool-call-parser"),
+        (
+            {"tool_call_parser": "hermes", "grammar_backend": "outlines"},
+            "--grammar-backend outlines",
+        ),
+        ({"tool_call_parser": "hermes", "tokenizer_worker_num": 2}, "--tokenizer-worker-num 2"),
+    ],
+)
+def test_what_contradicts_enforced_tools_is_named(given, why):
+    parsed = config.parse({"ext_tools": "enforce"})
+    with pytest.raises(ConfigError, match=why):
+        config.check_conflicts(parsed, (), given)
+    config.check_conflicts(parsed, (), {"tool_call_parser": "hermes"})
 
 
 def test_format_size_keeps_the_unit_readable():

@@ -24,7 +24,8 @@ ALLOWED = {
     "arguments": {"cache", "config", "errors"},
     "serve_help": set(),
     "plugin": {"arguments", "cache", "config", "device", "errors", "serve_help", "upstream"},
-    "bench": {"cache", "device", "errors", "models"},
+    "tools": {"errors"},
+    "bench": {"cache", "device", "errors", "models", "tools"},
 }
 
 
@@ -54,6 +55,13 @@ def run(code):
         "sglang_ext.cache.weights",
         "sglang_ext.cache.store",
         "sglang_ext.cli.main",
+        "sglang_ext.tools.bounded",
+        "sglang_ext.tools.calls",
+        "sglang_ext.tools.complete",
+        "sglang_ext.tools.ebnf",
+        "sglang_ext.tools.enforce",
+        "sglang_ext.tools.grammars",
+        "sglang_ext.tools.schema",
         "sglang_ext.models",
     ],
 )

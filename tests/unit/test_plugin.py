@@ -45,17 +45,49 @@ def test_every_seam_is_applied_on_the_reference_device():
     result, loaded = load()
     assert loaded is not None, result.stderr
     assert loaded["platform"] == plugin.PLATFORM
-    of_disk_tier = {hook.target for hook in plugin.hooks() if hook.disk_tier}
-    others = {state for name, state in loaded["states"].items() if name not in of_disk_tier}
+    later = {hook.target for hook in plugin.hooks() if hook.disk_tier or hook.enforcing}
+    others = {state for name, state in loaded["states"].items() if name not in later}
     assert others == {"applied"}
-    assert {loaded["states"][name] for name in of_disk_tier} == {"not needed"}
+    assert {loaded["states"][name] for name in later} == {"not needed"}
     assert {hook.target for hook in plugin.hooks()} <= set(loaded["states"])
 
 
 def test_the_disk_tiers_hooks_are_applied_when_it_is_opened():
     result, loaded = load("from sglang_ext.cache.hooks import opening; assert opening() == []")
     assert loaded is not None, result.stderr
-    assert set(loaded["states"].values()) == {"applied"}
+    of_tools = {hook.target for hook in plugin.hooks() if hook.enforcing}
+    states = loaded["states"].items()
+    assert {state for name, state in states if name not in of_tools} == {"applied"}
+
+
+@pytest.mark.parametrize("role", ["tokenizer", "scheduler"])
+def test_the_hooks_of_tools_are_applied_where_they_are_enforced(role):
+    publish = (
+        "from sglang_ext import arguments, config; import types; "
+        "from sglang.srt import runtime_context as rc; "
+        "record = types.SimpleNamespace(); "
+        "record._sglang_ext_config = config.parse({'ext_tools': 'enforce'}); "
+        f"plugin_role = {role!r}; "
+        "from sglang_ext import plugin; plugin.hook_tools(None, record, role=plugin_role)"
+    )
+    result, loaded = load(publish)
+    assert loaded is not None, result.stderr
+    for hook in plugin.hooks():
+        if hook.enforcing:
+            expected = "applied" if hook.enforcing == role else "not needed"
+            assert loaded["states"][hook.target] == expected, hook.target
+
+
+def test_a_hook_of_tools_that_moved_stops_the_server():
+    move = (
+        "from sglang.srt.function_call import function_call_parser as p; "
+        "del p.FunctionCallParser.parse_stream_end; from sglang_ext import plugin; "
+        "plugin.hook_all_tools()"
+    )
+    result, loaded = load(move)
+    assert loaded is None
+    assert result.returncode == 1
+    assert "parse_stream_end" in result.stderr
 
 
 def test_a_disk_tier_whose_hook_moved_does_not_open():
@@ -79,7 +111,9 @@ def test_platform_of_somebody_else_needs_no_device_hooks():
     assert loaded is not None, result.stderr
     assert loaded["platform"] == "sglang.srt.platforms.cpu.CpuSRTPlatform"
     needed = {
-        hook.target for hook in plugin.hooks() if not hook.reference_device and not hook.disk_tier
+        hook.target
+        for hook in plugin.hooks()
+        if not (hook.reference_device or hook.disk_tier or hook.enforcing)
     }
     states = loaded["states"]
     assert {name for name, state in states.items() if state == "applied"} == needed
