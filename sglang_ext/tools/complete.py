@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 FORCED = "sglang_ext_forced"
 _STATE = "_sglang_ext_ending"
 _OURS = "call ::= call0"  # only in tags that `tag.py` wrote
-# Tokens kept for what one more token can open: an optional property with an object in it.
-_SPARE_TOKENS = 8
+# Freedom left when a completion begins. Default one token: a call that the model would have ended
+# in time is not cut short; one that opens an optional part at the very end is cut off instead.
+_SPARE_TOKENS = 1
+_WINDOW_TOKENS = 64  # beyond twice what an end takes, nothing is looked for. Speed: 0.1 ms a token
 _MOST_STEPS = 400  # of a completion. Speed: 20 us each
 # What closes something comes first, then what is short, then what a pattern may want.
 _CANDIDATES = [
@@ -122,7 +124,7 @@ class _Ending:
         """Begin to complete the call if the room is short and a completion fits."""
         remaining = self.remaining()
         # What is needed shrinks and grows by little each token: far from the end nothing is done.
-        if self.forced is not None or remaining > 2 * self._needed + 8 * _SPARE_TOKENS:
+        if self.forced is not None or remaining > 2 * self._needed + _WINDOW_TOKENS:
             return
         found = completion(matcher, self._encode)
         if found is None:
@@ -186,11 +188,19 @@ def mark_forced(_result: None, request: Any, *_args: Any, **_kwargs: Any) -> Non
     """AFTER ``Req.update_finish_state``: a forced completion ends for want of room, and says so."""
     grammar = getattr(request.grammar, "grammar", None) or request.grammar
     ending: _Ending | None = getattr(grammar, _STATE, None)
-    if ending is None or ending.forced != [] or request.finished_reason is None:
+    if ending is None or request.finished_reason is None or not _done(ending, request):
         return
     kind = request.finished_reason.to_json().get("type")
+    if kind == "stop":  # its last token ends the answer, and is no part of it
+        request.finished_len = len(request.output_ids) - 1
     if kind in ("stop", "length"):
         request.finished_reason = _finish_forced(request.sampling_params.max_new_tokens)
+
+
+def _done(ending: _Ending, request: Any) -> bool:
+    """Whether a forced completion is written; the grammar may take its last token only later."""
+    left = ending.forced
+    return left is not None and (not left or list(request.output_ids[-len(left) :]) == left)
 
 
 def _finish_forced(length: int) -> Any:

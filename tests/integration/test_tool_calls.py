@@ -108,12 +108,16 @@ def valid(name, arguments):
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", NAMED, "none"], ids=str)
-@pytest.mark.parametrize("most", [1, 3, 16, 40, 96])
+@pytest.mark.parametrize("most", [1, 3, 16, 34, 40, 96])
 def test_what_is_shown_is_valid_and_a_stream_shows_the_same(server, choice, most):
     body = {"tool_choice": choice, "max_tokens": most}
     finish, content, calls, withheld = ask(server, **body)
     assert ask_streaming(server, **body) == (finish, content, calls, withheld)
     assert all(valid(*call) for call in calls)
+    forced = [entry for entry in withheld if entry["reason"] == "forced"]
+    assert all(valid(entry["name"], entry["detail"]) for entry in forced)
+    assert not [entry for entry in withheld if entry["reason"] == "invalid"]
+    assert "<|im_end|>" not in f"{content}{withheld}"
     if choice == "none":
         assert not calls
     elif choice != "auto":
@@ -153,6 +157,23 @@ def test_a_model_that_begins_a_call_finishes_a_valid_one(server):
     assert "<tool_call>" not in content
     assert all(valid(*call) for call in calls)
     assert calls or withheld or finish
+
+
+def test_a_call_is_completed_where_its_end_fits_and_says_so(server):
+    outcomes = set()
+    for most in range(26, 40):
+        finish, content, calls, withheld = ask(
+            server, tool_choice=NAMED, max_tokens=most, parallel_tool_calls=False
+        )
+        assert content == ""
+        assert len(calls) + len(withheld) == 1
+        outcomes.add(withheld[0]["reason"] if withheld else finish)
+        if withheld:
+            assert finish == "length"
+        if withheld and withheld[0]["reason"] == "forced":
+            assert valid(withheld[0]["name"], withheld[0]["detail"])
+    # Too short for any call, just enough for the shortest, and enough for the model's own.
+    assert outcomes == {"truncated", "forced", "tool_calls"}
 
 
 def tool_with(schema, **more):
