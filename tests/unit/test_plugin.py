@@ -8,19 +8,23 @@ import sys
 
 import pytest
 
-from sglang_ext import plugin, upstream
+from sglang_ext.plugin import switches, tool_seams, verifying
+from sglang_ext.plugin.reference import PLATFORM
+from sglang_ext.plugin.table import HOOKS
+from sglang_ext.upstream.storage import WEIGHT_UPDATER
 
 pytest.importorskip("sglang")
 
+TREE = "radix cache sglang_ext"
 LOAD = """
 import json
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from sglang_ext import plugin, upstream
+from sglang_ext.plugin.verifying import seam_statuses
 from sglang.srt.platforms import current_platform
 print("RESULT", json.dumps({
     "platform": f"{type(current_platform).__module__}.{type(current_platform).__name__}",
-    "states": {status.name: status.state for status in plugin.seam_statuses()},
+    "states": {status.name: status.state for status in seam_statuses()},
 }))
 """
 
@@ -28,10 +32,11 @@ print("RESULT", json.dumps({
 pytestmark = pytest.mark.slow
 
 
-def load(before_result="", **env):
+def load(before_result="", first="", **env):
     """What SGLang's loader leaves in a fresh process."""
+    program = LOAD.replace('print("RESULT"', f'{before_result}\nprint("RESULT"')
     result = subprocess.run(
-        [sys.executable, "-c", LOAD.replace('print("RESULT"', f'{before_result}\nprint("RESULT"')],
+        [sys.executable, "-c", f"{first}\n{program}"],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -44,45 +49,75 @@ def load(before_result="", **env):
 def test_every_seam_is_applied_on_the_reference_device():
     result, loaded = load()
     assert loaded is not None, result.stderr
-    assert loaded["platform"] == plugin.PLATFORM
-    later = {hook.target for hook in plugin.hooks() if hook.disk_tier or hook.enforcing}
-    others = {state for name, state in loaded["states"].items() if name not in later}
+    assert loaded["platform"] == PLATFORM
+    of_parts = {hook.target for hook in HOOKS if hook.groups}
+    of_parts.add(TREE)
+    others = {state for name, state in loaded["states"].items() if name not in of_parts}
     assert others == {"applied"}
-    assert {loaded["states"][name] for name in later} == {"not needed"}
-    assert {hook.target for hook in plugin.hooks()} <= set(loaded["states"])
+    assert {loaded["states"][name] for name in of_parts} == {"not needed"}
+    assert {hook.target for hook in HOOKS} <= set(loaded["states"])
 
 
 def test_the_disk_tiers_hooks_are_applied_when_it_is_opened():
     result, loaded = load("from sglang_ext.cache.hooks import opening; assert opening() == []")
     assert loaded is not None, result.stderr
-    of_tools = {hook.target for hook in plugin.hooks() if hook.enforcing}
-    states = loaded["states"].items()
-    assert {state for name, state in states if name not in of_tools} == {"applied"}
+    assert loaded["states"].pop(TREE) == "not needed"
+    elsewhere = {hook.target for hook in HOOKS if hook.groups and "disk_tier" not in hook.groups}
+    others = {state for name, state in loaded["states"].items() if name not in elsewhere}
+    assert others == {"applied"}
 
 
-@pytest.mark.parametrize("role", ["tokenizer", "scheduler"])
-def test_the_hooks_of_tools_are_applied_where_they_are_enforced(role):
-    publish = (
-        "from sglang_ext import arguments, config; import types; "
-        "from sglang.srt import runtime_context as rc; "
-        "record = types.SimpleNamespace(); "
-        "record._sglang_ext_config = config.parse({'ext_tools': 'enforce'}); "
-        f"plugin_role = {role!r}; "
-        "from sglang_ext import plugin; plugin.hook_tools(None, record, role=plugin_role)"
-    )
-    result, loaded = load(publish)
+def test_the_radix_cache_is_entered_where_sglang_has_loaded_its_own():
+    result, loaded = load(first="import sglang.srt.mem_cache.registry")
     assert loaded is not None, result.stderr
-    for hook in plugin.hooks():
-        if hook.enforcing:
-            expected = "applied" if hook.enforcing == role else "not needed"
-            assert loaded["states"][hook.target] == expected, hook.target
+    assert loaded["states"][TREE] == "applied"
+
+
+ENFORCING = """
+import types
+from sglang_ext import config
+record = types.SimpleNamespace(_sglang_ext_config=config.parse({"ext_tools": "enforce"}))
+"""
+OPENERS = {
+    "tools_front": """
+from sglang_ext.plugin import server
+server.take_config(lambda cls, args: record, object, record)
+""",
+    "tools_scheduler": """
+from sglang.srt import runtime_context
+from sglang_ext.plugin import server
+server.open_scheduler(None, record, role="tokenizer")
+server.open_scheduler(None, record, role="scheduler")
+""",
+}
+
+
+@pytest.mark.parametrize("group", OPENERS)
+def test_the_hooks_of_tools_are_applied_where_they_are_enforced(group):
+    result, loaded = load(ENFORCING + OPENERS[group])
+    assert loaded is not None, result.stderr
+    for hook in tool_seams.HOOKS:
+        expected = "applied" if group in hook.groups else "not needed"
+        assert loaded["states"][hook.target] == expected, hook.target
+
+
+def test_groups_that_share_a_symbol_are_opened_together():
+    shared = "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request"
+    both = [hook for hook in HOOKS if hook.path == shared]
+    assert {hook.groups for hook in both} == {("front",), ("tools_front",)}
+    names = [name for hook in both for name in hook.groups]
+    result, loaded = load(
+        f"from sglang_ext.plugin.opening import open_group; assert open_group(*{names}) == []"
+    )
+    assert loaded is not None, result.stderr
+    assert loaded["states"][shared.replace(":", ".")] == "applied"
 
 
 def test_a_hook_of_tools_that_moved_stops_the_server():
     move = (
         "from sglang.srt.function_call import function_call_parser as p; "
-        "del p.FunctionCallParser.parse_stream_end; from sglang_ext import plugin; "
-        "plugin.hook_all_tools()"
+        "del p.FunctionCallParser.parse_stream_end; "
+        "from sglang_ext.plugin.opening import open_group; open_group('tools_front')"
     )
     result, loaded = load(move)
     assert loaded is None
@@ -91,7 +126,7 @@ def test_a_hook_of_tools_that_moved_stops_the_server():
 
 
 def test_a_disk_tier_whose_hook_moved_does_not_open():
-    module, _, name = upstream.WEIGHT_UPDATER.partition(":")
+    module, _, name = WEIGHT_UPDATER.partition(":")
     move = (
         f"from {module} import {name} as updater; del updater._observe_weight_load; "
         "from sglang_ext.cache.hooks import opening; missing = opening()"
@@ -110,11 +145,7 @@ def test_platform_of_somebody_else_needs_no_device_hooks():
     result, loaded = load(SGLANG_USE_CPU_ENGINE="1", SGLANG_EXT_STRICT="0")
     assert loaded is not None, result.stderr
     assert loaded["platform"] == "sglang.srt.platforms.cpu.CpuSRTPlatform"
-    needed = {
-        hook.target
-        for hook in plugin.hooks()
-        if not (hook.reference_device or hook.disk_tier or hook.enforcing)
-    }
+    needed = {hook.target for hook in HOOKS if not hook.reference_device and not hook.groups}
     states = loaded["states"]
     assert {name for name, state in states.items() if state == "applied"} == needed
     assert {states[name] for name in set(states) - needed} == {"not needed"}
@@ -162,12 +193,12 @@ def test_a_hook_is_found_under_the_hooks_of_others():
         return inner() * 10
 
     chain = wrapped_by(theirs, wrapped_by(ours, original))
-    assert plugin._wraps(chain, ours)
-    assert not plugin._wraps(wrapped_by(theirs, original), ours)
-    assert not plugin._wraps(original, ours)
+    assert verifying._wraps(chain, ours)
+    assert not verifying._wraps(wrapped_by(theirs, original), ours)
+    assert not verifying._wraps(original, ours)
 
 
 @pytest.mark.parametrize(("value", "off"), [("1", True), ("0", False), ("", False)])
 def test_switch(monkeypatch, value, off):
-    monkeypatch.setenv(plugin.DISABLE, value)
-    assert plugin.disabled() is off
+    monkeypatch.setenv(switches.DISABLE, value)
+    assert switches.disabled() is off

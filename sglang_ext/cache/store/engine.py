@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 Urgency = Literal["read", "ahead", "write"]
 
+# How long after a read more of them are expected.
+_READS_ABOUT_S = 1.0
+
 
 class Operation(Protocol):
     """One thing for a worker to do."""
@@ -83,7 +86,8 @@ class Engine:
     """Worker threads behind three queues.
 
     Args:
-        threads: operations in flight; writes take at most half of them.
+        threads: operations in flight. Writes take at most half of them for a while after each read
+            was asked for, so that reads find threads; otherwise all.
         name: of the threads.
     """
 
@@ -93,7 +97,8 @@ class Engine:
         self._reads: deque[Operation] = deque()
         self._ahead: deque[Operation] = deque()
         self._writes: deque[Operation] = deque()
-        self._most_writing = max(1, threads // 2)
+        self._half = max(1, threads // 2)
+        self._no_read_since = time.monotonic() - _READS_ABOUT_S
         self._writing = 0
         self._running = 0
         self._closed = False
@@ -108,6 +113,8 @@ class Engine:
         """Queue operations; never blocks."""
         queue = {"read": self._reads, "ahead": self._ahead, "write": self._writes}[urgency]
         with self._changed:
+            if urgency != "write":
+                self._no_read_since = time.monotonic()
             queue.extend(operations)
             self._changed.notify(len(operations))
 
@@ -125,6 +132,10 @@ class Engine:
         batch = Batch(1)
         self.submit([_Call(action, batch)], urgency)
         return batch.wait(deadline)
+
+    def start(self, action: Callable[[], None], urgency: Urgency) -> None:
+        """Let a worker do ``action`` some time."""
+        self.submit([_Call(action, Batch(1))], urgency)
 
     def close(self, deadline: float) -> bool:
         """End the workers once the queues are empty; False where one hangs at ``deadline``."""
@@ -161,13 +172,16 @@ class Engine:
             taken = self._reads.popleft(), False
         elif self._ahead:
             taken = self._ahead.popleft(), False
-        elif self._writes and self._writing < self._most_writing:
+        elif self._writes and (self._writing < self._half or not self._reads_are_about()):
             taken = self._writes.popleft(), True
             self._writing += 1
         else:
             return None
         self.operations += 1
         return taken
+
+    def _reads_are_about(self) -> bool:
+        return time.monotonic() - self._no_read_since < _READS_ABOUT_S
 
 
 class _Call:

@@ -5,6 +5,7 @@ written into long after the caller has taken it back. So data is staged here, ch
 copied only while the caller is still waiting. It is also what O_DIRECT's alignment asks for.
 """
 
+import contextlib
 import mmap
 import threading
 from bisect import insort
@@ -19,6 +20,11 @@ from sglang_ext.cache.store.options import Buffer
 __all__ = ["Block", "Staging", "copy_in", "copy_out", "flat"]
 
 Bytes = npt.NDArray[np.uint8]
+
+# Smaller copies take less time than getting the GIL back from one of sixteen threads. Measured at
+# pages of 64 KiB: 30,000 switches of threads for 1 GiB written where it was given away, else 6,300.
+_GIL_FREE_BYTES = 256 * 1024
+_MADV_POPULATE_WRITE = 23  # Linux; Python does not name it
 
 
 class Block:
@@ -56,14 +62,12 @@ class Staging:
     """Hands out pieces of one mapping, first fit from the bottom so that caches stay warm.
 
     Args:
-        size_bytes: of the mapping; pages of memory are used once they are touched.
+        size_bytes: of the mapping.
     """
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
-        memory = mmap.mmap(-1, self.size_bytes)
-        # The kernel pins the pages of each direct operation: 512 times fewer with huge pages.
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory = _mapping(self.size_bytes)
         self.view = memoryview(memory)
         self.array: Bytes = np.frombuffer(memory, np.uint8)
         self._changed = threading.Condition()
@@ -112,6 +116,23 @@ class Staging:
             self._free[number] = (start + size, length - size)
 
 
+def _mapping(size_bytes: int) -> mmap.mmap:
+    """Private memory in huge pages where there are any.
+
+    The kernel pins the pages of each direct operation, 512 times fewer if they are huge: 2,395
+    instead of 1,398 MB/s read at pages of 1 MiB. Shared memory, Python's default, gets none.
+    Private memory must not move to a child that is forked while the disk writes into it. All of it
+    is made at once, 60 ms for 256 MiB, so that the first reads do not pay for zeroing it.
+    """
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_DONTFORK)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(OSError):  # Linux before 5.14
+        memory.madvise(_MADV_POPULATE_WRITE)
+    return memory
+
+
 def flat(buffer: Buffer) -> Bytes:
     """A caller's buffer as bytes, without copying.
 
@@ -132,7 +153,7 @@ def copy_out(targets: list[Bytes], source: Bytes) -> None:
     start = 0
     for target in targets:
         end = start + len(target)
-        target[:] = source[start:end]
+        _copy(target, source[start:end])
         start = end
 
 
@@ -141,6 +162,14 @@ def copy_in(target: Bytes, sources: list[Bytes]) -> None:
     start = 0
     for source in sources:
         end = start + len(source)
-        target[start:end] = source
+        _copy(target[start:end], source)
         start = end
-    target[start:] = 0
+    if start < len(target):
+        target[start:] = 0
+
+
+def _copy(target: Bytes, source: Bytes) -> None:
+    if len(target) < _GIL_FREE_BYTES:
+        target.data[:] = source.data  # keeps the GIL
+    else:
+        target[:] = source  # gives it away

@@ -33,6 +33,7 @@ __all__ = [
 
 # Below this an operation costs more than it moves.
 _LEAST_OPERATION_BYTES = 512 * 1024
+_ZEROS = bytes(BLOCK_BYTES)
 InSlot = TypeVar("InSlot", Found, Planned)
 
 
@@ -125,8 +126,10 @@ class ReadRun:
         except OSError as error:
             failure = error
         finally:
-            self._finished(self.pages, drops, got, failure)
-            self.ended()
+            try:
+                self._finished(self.pages, drops, got, failure)
+            finally:
+                self.ended()
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits any more."""
@@ -297,14 +300,14 @@ class WriteRun:
 
     def _head(self, slot: memoryview, page: Planned) -> None:
         offer = page.offer
-        payload = slot[BLOCK_BYTES : BLOCK_BYTES + offer.payload_bytes]
         header = PageHeader(
-            depth=page.depth,
-            namespace=self._job.namespace,
-            key=offer.key,
-            parent=offer.parent or NO_KEY,
-            payload_bytes=offer.payload_bytes,
-            written_us=self._job.written_us,
-            payload_check=xxhash.xxh3_128_digest(payload),
-        )
-        slot[:BLOCK_BYTES] = header.pack().ljust(BLOCK_BYTES, b"\0")
+            page.depth,
+            self._job.namespace,
+            offer.key,
+            offer.parent or NO_KEY,
+            offer.payload_bytes,
+            self._job.written_us,
+            xxhash.xxh3_128_digest(slot[BLOCK_BYTES : BLOCK_BYTES + offer.payload_bytes]),
+        ).pack()
+        slot[: len(header)] = header
+        slot[len(header) : BLOCK_BYTES] = _ZEROS[len(header) :]

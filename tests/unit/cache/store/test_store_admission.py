@@ -2,7 +2,9 @@
 
 import struct
 
-from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+import pytest
+
+from sglang_ext.cache.store.admission import SeenTwice, TouchBudget, WriteHours
 
 HOUR = 3600
 
@@ -68,6 +70,17 @@ def test_a_clock_that_is_set_back_forgets_nothing():
     assert hours.left_bytes() == 59
 
 
+@pytest.mark.parametrize("back", [5, 500])
+def test_a_clock_that_was_set_back_still_lets_hours_pass(back):
+    clock = Clock()
+    hours = WriteHours(100, clock)
+    hours.add(40)
+    clock.hours -= back
+    hours.add(1)
+    clock.hours += 24 + min(back, 24)
+    assert hours.left_bytes() == 100
+
+
 def test_damaged_hours_have_a_fixed_size():
     assert len(WriteHours(None, Clock()).pack()[1]) == struct.calcsize("<24Q") == 192
 
@@ -90,3 +103,23 @@ def test_the_filter_is_bounded_and_forgets_the_oldest():
     assert len(seen._young) + len(seen._old) <= 20
     assert not seen.passes(keys[0])
     assert seen.passes(keys[29])
+
+
+def test_touches_alone_fill_a_journal_in_no_less_than_an_hour():
+    now = [1000.0]
+    budget = TouchBudget(lambda: now[0])
+    assert budget.take(10**6, 4000) == 1000
+    assert budget.take(10**6, 4000) == 0
+    taken = 0
+    for _ in range(3600):
+        now[0] += 1
+        taken += budget.take(1024, 4000)
+    assert taken == pytest.approx(4000, abs=1)
+
+
+def test_touches_that_are_not_written_are_saved_up_to_a_quarter_of_a_journal():
+    now = [0.0]
+    budget = TouchBudget(lambda: now[0])
+    assert budget.take(3, 400) == 3
+    now[0] += 10**6
+    assert budget.take(10**6, 400) == 100

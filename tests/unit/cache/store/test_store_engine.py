@@ -30,24 +30,35 @@ def test_operations_run_at_the_same_time():
     assert engine.close(later(5))
 
 
-def test_writes_take_at_most_half_of_the_workers():
-    engine = Engine(4)
-    release, writing, most = threading.Event(), [], []
-    batch = Batch(8)
+def writing_at_once(engine, operations):
+    """How many of ``operations`` writes run at the same time, with 4 workers."""
+    release, began = threading.Event(), threading.Semaphore(0)
+    batch = Batch(operations)
 
     def write():
-        writing.append(1)
-        most.append(len(writing))
+        began.release()
         release.wait(5)
-        writing.pop()
 
-    engine.submit([Job(write, batch) for _ in range(8)], "write")
-    time.sleep(0.1)
-    assert engine.call(lambda: None, "read", later(5)), "no worker was left for a read"
+    engine.submit([Job(write, batch) for _ in range(operations)], "write")
+    count = 0
+    while began.acquire(timeout=0.2):
+        count += 1
+    if count < 4:
+        assert engine.call(lambda: None, "read", later(5)), "no worker was left for a read"
     release.set()
     assert batch.wait(later(5))
-    assert max(most) == 2
     assert engine.close(later(5))
+    return count
+
+
+def test_writes_take_all_workers_while_nobody_reads():
+    assert writing_at_once(Engine(4), 4) == 4
+
+
+def test_writes_take_at_most_half_of_the_workers_while_reads_are_about():
+    engine = Engine(4)
+    assert engine.call(lambda: None, "read", later(5))
+    assert writing_at_once(engine, 8) == 2
 
 
 def test_reads_go_before_what_was_queued_earlier():

@@ -76,3 +76,25 @@ def test_copies_go_piece_by_piece_and_the_rest_is_zeros():
     pieces = [flat(bytearray(2)), flat(bytearray(3))]
     copy_out(pieces, target[:5])
     assert b"".join(piece.tobytes() for piece in pieces) == b"abcde"
+
+
+def flags_of_mapping(address):
+    """What the kernel says of the mapping at ``address``."""
+    inside = False
+    with open("/proc/self/smaps", encoding="ascii") as lines:
+        for line in lines:
+            head = line.split()[0]
+            if "-" in head and not head.endswith(":"):
+                start, end = (int(part, 16) for part in head.split("-"))
+                inside = start <= address < end
+            elif inside and head == "VmFlags:":
+                return line.split()[1:]
+    return []
+
+
+def test_staging_is_private_and_not_inherited_by_children():
+    """A fork while the disk writes into it would leave the parent with another copy."""
+    staging = Staging(1 << 22)
+    flags = flags_of_mapping(staging.array.ctypes.data)
+    assert "dc" in flags  # do not copy on fork
+    assert "sh" not in flags  # shared memory gets no huge pages

@@ -1,0 +1,141 @@
+"""Hooks of the enforcement of tool calls."""
+
+from sglang_ext.plugin.seam import Group, Hook
+from sglang_ext.upstream.tools import CALL_PARSER, CHAT, REQUEST_OF_MESSAGES, TOOLS_OF_RESPONSES
+
+__all__ = ["GROUPS", "HOOKS"]
+
+_ABSENT = "this process does not enforce tool calls"
+GROUPS = {
+    "tools_front": Group(_ABSENT, "the process that takes requests, with `--ext-tools enforce`"),
+    "tools_scheduler": Group(_ABSENT, "schedulers, with `--ext-tools enforce`"),
+}
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        f"{CHAT}._validate_request",
+        "AROUND",
+        "sglang_ext.tools.enforce:validate_request",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CHAT}._process_tool_calls",
+        "AROUND",
+        "sglang_ext.tools.enforce:process_tool_calls",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CHAT}._process_tool_call_stream",
+        "AROUND",
+        "sglang_ext.tools.enforce:process_tool_call_stream",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CHAT}._build_chat_response",
+        "AFTER",
+        "sglang_ext.tools.enforce:build_response",
+        groups=("tools_front",),
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
+        "AROUND",
+        "sglang_ext.tools.enforce:generate_request",
+        groups=("tools_front",),
+    ),
+    Hook(
+        TOOLS_OF_RESPONSES,
+        "AFTER",
+        "sglang_ext.tools.enforce:tools_of_responses",
+        groups=("tools_front",),
+    ),
+    Hook(
+        REQUEST_OF_MESSAGES,
+        "AFTER",
+        "sglang_ext.tools.enforce:request_of_messages",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CALL_PARSER}.__init__",
+        "AROUND",
+        "sglang_ext.tools.enforce:make_parser",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CALL_PARSER}.get_structure_constraint",
+        "AROUND",
+        "sglang_ext.tools.enforce:constrain",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CALL_PARSER}.has_tool_call",
+        "AROUND",
+        "sglang_ext.tools.enforce:has_tool_call",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CALL_PARSER}.owns_tool_format",
+        "AROUND",
+        "sglang_ext.tools.enforce:owns_tool_format",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CALL_PARSER}.parse_non_stream",
+        "AROUND",
+        "sglang_ext.tools.enforce:parse_non_stream",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CALL_PARSER}.parse_stream_chunk",
+        "AROUND",
+        "sglang_ext.tools.enforce:parse_stream_chunk",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CALL_PARSER}.parse_stream_end",
+        "AROUND",
+        "sglang_ext.tools.enforce:parse_stream_end",
+        groups=("tools_front",),
+    ),
+    Hook(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammarBackend.__init__",
+        "AFTER",
+        "sglang_ext.tools.grammars:bound_caches",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend.get_cached_or_future_value",
+        "AROUND",
+        "sglang_ext.tools.grammars:compile_once",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        "sglang.srt.constrained.grammar_manager:GrammarManager.process_req_with_grammar",
+        "AFTER",
+        "sglang_ext.tools.complete:attach",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        "sglang.srt.constrained.grammar_manager:GrammarManager.get_ready_grammar_requests",
+        "AFTER",
+        "sglang_ext.tools.complete:attach_ready",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar.fill_vocab_mask",
+        "AROUND",
+        "sglang_ext.tools.complete:fill_vocab_mask",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar.accept_token",
+        "AROUND",
+        "sglang_ext.tools.complete:accept_token",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        "sglang.srt.managers.schedule_batch:Req.update_finish_state",
+        "AFTER",
+        "sglang_ext.tools.complete:mark_forced",
+        groups=("tools_scheduler",),
+    ),
+)
