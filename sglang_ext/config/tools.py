@@ -7,7 +7,10 @@ from typing import Any
 from sglang_ext.config.flag import Flag
 from sglang_ext.errors import ConfigError, FlagConflictError
 
-__all__ = ["FLAGS", "ToolsConfig", "check_together", "check_values"]
+__all__ = ["FLAGS", "PARTS", "ToolsConfig", "check_together", "check_values"]
+
+# Parts of decoding that can be switched off; see `sglang_ext.tools.parts`.
+PARTS = ("completion", "repetition", "greedy", "penalties")
 
 
 @dataclass(frozen=True)
@@ -15,12 +18,21 @@ class ToolsConfig:
     """Tool calls."""
 
     enforce: bool = False
+    without: tuple[str, ...] = ()
 
 
 def _parse_mode(text: str) -> bool:
     if text not in ("off", "enforce"):
         raise ConfigError(f"{text!r} is not a mode; expected off or enforce")
     return text == "enforce"
+
+
+def _parse_parts(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in PARTS:
+            raise ConfigError(f"{name!r} is not a part; expected some of {', '.join(PARTS)}")
+    return names
 
 
 FLAGS: tuple[Flag, ...] = (
@@ -33,11 +45,29 @@ FLAGS: tuple[Flag, ...] = (
         _parse_mode,
         "{off,enforce}",
     ),
+    Flag(
+        "--ext-tools-without",
+        "without",
+        "Parts of --ext-tools enforce to leave out, with commas between: completion (the shortest "
+        "legal end where the token budget runs out), repetition (the same where the model repeats "
+        "itself), greedy (no sampling where the grammar leaves little choice), penalties (none "
+        "there). Default: all are on.",
+        _parse_parts,
+        "PARTS",
+    ),
 )
 
 
-def check_together(_tools: ToolsConfig) -> None:
-    """Refuse flags that need one another and are not together; there is none."""
+def check_together(tools: ToolsConfig) -> None:
+    """Refuse flags that need one another and are not together.
+
+    Raises:
+        ConfigError: names the flags.
+    """
+    if tools.without and not tools.enforce:
+        raise ConfigError(
+            "--ext-tools-without does nothing without --ext-tools enforce; add --ext-tools enforce"
+        )
 
 
 def check_values(tools: ToolsConfig, given: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from sglang_ext.cache import front
 from sglang_ext.plugin.opening import open_group
 from sglang_ext.plugin.reference import reference_device
 from sglang_ext.plugin.verifying import seam_statuses
+from sglang_ext.tools import metrics, parts
 
 if TYPE_CHECKING:
     import argparse
@@ -34,6 +35,8 @@ def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespa
     steered = arguments.tree_settings(record) is not None
     enforced = arguments.config_of(record).tools.enforce
     open_group(*["front"] * steered, *["tools_front"] * enforced)
+    if enforced and getattr(record, "enable_metrics", False):
+        metrics.switch_on()
     if steered:
         front.add_routes(getattr(record, "dp_size", 1) or 1)
     return record
@@ -43,7 +46,9 @@ def open_scheduler(_result: Any, server_args: Any, *_args: Any, role: str, **_kw
     """AFTER hook of ``publish``: the arguments are known in a process, and it serves next."""
     from sglang_ext.arguments import config_of
 
-    if role == "scheduler" and config_of(server_args).tools.enforce:
+    tools = config_of(server_args).tools
+    if role == "scheduler" and tools.enforce:
+        parts.use(parts.Parts().without(tools.without))
         open_group("tools_scheduler")
 
 

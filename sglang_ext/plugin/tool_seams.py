@@ -1,7 +1,14 @@
 """Hooks of the enforcement of tool calls."""
 
 from sglang_ext.plugin.seam import Group, Hook
-from sglang_ext.upstream.tools import CALL_PARSER, CHAT, REQUEST_OF_MESSAGES, TOOLS_OF_RESPONSES
+from sglang_ext.upstream.tools import (
+    CALL_PARSER,
+    CHAT,
+    MESSAGES,
+    RESPONSES,
+    SAMPLING,
+    SAMPLING_PARAMS,
+)
 
 __all__ = ["GROUPS", "HOOKS"]
 
@@ -13,87 +20,117 @@ GROUPS = {
 
 HOOKS: tuple[Hook, ...] = (
     Hook(
+        f"{CHAT}._process_messages",
+        "AROUND",
+        "sglang_ext.tools.requests:process_messages",
+        groups=("tools_front",),
+    ),
+    Hook(
+        SAMPLING_PARAMS,
+        "AROUND",
+        "sglang_ext.tools.requests:sampling_params",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{MESSAGES}._convert_response",
+        "AFTER",
+        "sglang_ext.tools.endpoints:message_of_chat",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{MESSAGES}._generate_anthropic_stream",
+        "AROUND",
+        "sglang_ext.tools.endpoints:messages_stream",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{RESPONSES}._build_response",
+        "AFTER",
+        "sglang_ext.tools.endpoints:response_of_responses",
+        groups=("tools_front",),
+    ),
+    Hook(
         f"{CHAT}._validate_request",
         "AROUND",
-        "sglang_ext.tools.enforce:validate_request",
+        "sglang_ext.tools.requests:validate_request",
         groups=("tools_front",),
     ),
     Hook(
         f"{CHAT}._process_tool_calls",
         "AROUND",
-        "sglang_ext.tools.enforce:process_tool_calls",
+        "sglang_ext.tools.answers:process_tool_calls",
         groups=("tools_front",),
     ),
     Hook(
         f"{CHAT}._process_tool_call_stream",
         "AROUND",
-        "sglang_ext.tools.enforce:process_tool_call_stream",
+        "sglang_ext.tools.answers:process_tool_call_stream",
         groups=("tools_front",),
     ),
     Hook(
         f"{CHAT}._build_chat_response",
         "AFTER",
-        "sglang_ext.tools.enforce:build_response",
+        "sglang_ext.tools.answers:build_response",
         groups=("tools_front",),
     ),
     Hook(
         "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
         "AROUND",
-        "sglang_ext.tools.enforce:generate_request",
+        "sglang_ext.tools.answers:generate_request",
         groups=("tools_front",),
     ),
     Hook(
-        TOOLS_OF_RESPONSES,
+        f"{RESPONSES}._response_tools_to_chat_tools",
         "AFTER",
-        "sglang_ext.tools.enforce:tools_of_responses",
+        "sglang_ext.tools.requests:tools_of_responses",
         groups=("tools_front",),
     ),
     Hook(
-        REQUEST_OF_MESSAGES,
+        f"{MESSAGES}._convert_to_chat_completion_request",
         "AFTER",
-        "sglang_ext.tools.enforce:request_of_messages",
+        "sglang_ext.tools.requests:request_of_messages",
         groups=("tools_front",),
     ),
     Hook(
         f"{CALL_PARSER}.__init__",
         "AROUND",
-        "sglang_ext.tools.enforce:make_parser",
+        "sglang_ext.tools.answers:make_parser",
         groups=("tools_front",),
     ),
     Hook(
         f"{CALL_PARSER}.get_structure_constraint",
         "AROUND",
-        "sglang_ext.tools.enforce:constrain",
+        "sglang_ext.tools.requests:constrain",
         groups=("tools_front",),
     ),
     Hook(
         f"{CALL_PARSER}.has_tool_call",
         "AROUND",
-        "sglang_ext.tools.enforce:has_tool_call",
+        "sglang_ext.tools.answers:has_tool_call",
         groups=("tools_front",),
     ),
     Hook(
         f"{CALL_PARSER}.owns_tool_format",
         "AROUND",
-        "sglang_ext.tools.enforce:owns_tool_format",
+        "sglang_ext.tools.answers:owns_tool_format",
         groups=("tools_front",),
     ),
     Hook(
         f"{CALL_PARSER}.parse_non_stream",
         "AROUND",
-        "sglang_ext.tools.enforce:parse_non_stream",
+        "sglang_ext.tools.answers:parse_non_stream",
         groups=("tools_front",),
     ),
     Hook(
         f"{CALL_PARSER}.parse_stream_chunk",
         "AROUND",
-        "sglang_ext.tools.enforce:parse_stream_chunk",
+        "sglang_ext.tools.answers:parse_stream_chunk",
         groups=("tools_front",),
     ),
     Hook(
         f"{CALL_PARSER}.parse_stream_end",
         "AROUND",
-        "sglang_ext.tools.enforce:parse_stream_end",
+        "sglang_ext.tools.answers:parse_stream_end",
         groups=("tools_front",),
     ),
     Hook(
@@ -111,31 +148,49 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.constrained.grammar_manager:GrammarManager.process_req_with_grammar",
         "AFTER",
-        "sglang_ext.tools.complete:attach",
+        "sglang_ext.tools.decoding:attach",
         groups=("tools_scheduler",),
     ),
     Hook(
         "sglang.srt.constrained.grammar_manager:GrammarManager.get_ready_grammar_requests",
         "AFTER",
-        "sglang_ext.tools.complete:attach_ready",
+        "sglang_ext.tools.decoding:attach_ready",
         groups=("tools_scheduler",),
     ),
     Hook(
         "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar.fill_vocab_mask",
         "AROUND",
-        "sglang_ext.tools.complete:fill_vocab_mask",
+        "sglang_ext.tools.decoding:fill_vocab_mask",
         groups=("tools_scheduler",),
     ),
     Hook(
         "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar.accept_token",
         "AROUND",
-        "sglang_ext.tools.complete:accept_token",
+        "sglang_ext.tools.decoding:accept_token",
         groups=("tools_scheduler",),
     ),
     Hook(
         "sglang.srt.managers.schedule_batch:Req.update_finish_state",
         "AFTER",
-        "sglang_ext.tools.complete:mark_forced",
+        "sglang_ext.tools.decoding:mark_finished",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        f"{SAMPLING}.update_regex_vocab_mask",
+        "AFTER",
+        "sglang_ext.tools.sampling:note_structure",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        f"{SAMPLING}._apply_pre_grammar_logits_transforms",
+        "AROUND",
+        "sglang_ext.tools.sampling:spare_structure",
+        groups=("tools_scheduler",),
+    ),
+    Hook(
+        f"{SAMPLING}._apply_post_grammar_logits_transforms",
+        "AFTER",
+        "sglang_ext.tools.sampling:leave_the_best",
         groups=("tools_scheduler",),
     ),
 )

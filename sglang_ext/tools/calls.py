@@ -34,7 +34,7 @@ class Withheld:
     """A call that is not shown as one, and why."""
 
     name: str
-    reason: str  # truncated, invalid, unknown tool, forced
+    reason: str  # truncated, invalid, unknown tool, forced, repetition
     detail: str = ""
 
 
@@ -61,6 +61,7 @@ class Reader:
         form: how its calls are spelled; None leaves that to ``detector``.
         markers: texts that begin calls; empty where the whole answer may be calls.
         required: the whole answer is calls, in the spelling of ``form``: it holds no content.
+        answers: calls stand alone or not at all: what does not begin with one is content.
         detector: SGLang's parser, for what has no form.
     """
 
@@ -72,8 +73,10 @@ class Reader:
         markers: Sequence[str],
         detector: Detector,
         required: bool = False,
+        answers: bool = False,
     ) -> None:
         self._required = required
+        self._answers = answers
         self._tools = {tool.name: tool for tool in tools}
         self._form = form
         self._markers = [marker for marker in markers if marker]
@@ -84,12 +87,15 @@ class Reader:
 
     def may_hold_calls(self, text: str) -> bool:
         """Whether calls may be in ``text``."""
+        if self._answers:
+            text = text.lstrip()
+            return any(text.startswith(marker) for marker in self._markers)
         return not self._markers or any(marker in text for marker in self._markers)
 
-    def read(self, text: str, *, forced: bool = False) -> Answer:
+    def read(self, text: str, *, ended: str = "") -> Answer:
         """The answer that ``text`` is as a whole."""
         shown = self.feed(text)
-        answer = self.finish(forced=forced)
+        answer = self.finish(ended=ended)
         answer.content = shown + answer.content
         return answer
 
@@ -98,6 +104,8 @@ class Reader:
         self._text += piece
         if self._marked:
             return ""
+        if self._answers:
+            return self._answered()
         found = [
             at for at in (self._text.find(mark, self._shown) for mark in self._markers) if at >= 0
         ]
@@ -110,6 +118,16 @@ class Reader:
         self._shown = end
         return shown
 
+    def _answered(self) -> str:
+        """What may be shown where calls stand alone or not at all."""
+        begins = self._text.lstrip()
+        if any(begins.startswith(marker) for marker in self._markers):
+            self._marked = True
+        if self._marked or any(marker.startswith(begins) for marker in self._markers):
+            return ""
+        shown, self._shown = self._text[self._shown :], len(self._text)
+        return shown
+
     def _certain(self) -> int:
         """Where text ends that no marker can begin in; blanks before a marker are not shown."""
         end = len(self._text)
@@ -120,16 +138,16 @@ class Reader:
                 break
         return len(self._text[:end].rstrip())
 
-    def finish(self, *, forced: bool = False) -> Answer:
+    def finish(self, *, ended: str = "") -> Answer:
         """The rest of the answer, when nothing follows.
 
         Args:
-            forced: its last call was completed by force: valid, and not what the model meant.
+            ended: why its last call was ended by force: valid, and not what the model meant.
         """
         answer = self._finished()
-        if forced and answer.calls:
+        if ended and answer.calls:
             call = answer.calls.pop()
-            answer.withheld.append(Withheld(call.name, "forced", call.arguments))
+            answer.withheld.append(Withheld(call.name, ended, call.arguments))
         return answer
 
     def _finished(self) -> Answer:

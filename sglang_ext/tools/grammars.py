@@ -4,15 +4,17 @@ Source: SGLang 0.5.23, ``constrained/base_grammar_backend.py``, whose cache keep
 does that of xgrammar's compiler; requests that arrive while a grammar is compiled compile it again.
 """
 
+import dataclasses
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from sglang_ext.tools.bounded import BoundedCache
 
-__all__ = ["bound_caches", "compile_once"]
+__all__ = ["bound_caches", "compile_once", "held_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,14 @@ class _Grammars:
         return len(self._held)
 
 
+_caches: "weakref.WeakSet[_Grammars]" = weakref.WeakSet()
+
+
+def held_bytes() -> int:
+    """Bytes of compiled grammars that this process holds."""
+    return sum(cache.held_bytes for cache in _caches)
+
+
 def _size_of(key: Any, grammar: Any) -> int:
     compiled = getattr(grammar, "ctx", None)
     size = getattr(compiled, "memory_size_bytes", _UNKNOWN_BYTES)
@@ -53,6 +63,7 @@ def bound_caches(_result: None, backend: Any, *_args: Any, **_kwargs: Any) -> No
     from xgrammar import GrammarCompiler
 
     backend.cache = _Grammars()
+    _caches.add(backend.cache)
     # Grammars are looked up by their text in the cache above; xgrammar's own would keep them twice.
     backend.grammar_compiler = GrammarCompiler(
         tokenizer_info=backend._tokenizer_info,  # noqa: SLF001 - made by the constructor we follow
@@ -78,8 +89,11 @@ def compile_once(
                 return value, hit
             running = cache.running[key, require_reasoning] = value
             running.add_done_callback(lambda _done: _forget(cache, (key, require_reasoning)))
+            first = True
+        else:
+            first = False
     mine: Future[Any] = Future()
-    running.add_done_callback(lambda done: _hand_over(done, mine))
+    running.add_done_callback(lambda done: _hand_over(done, mine, first))
     return mine, False
 
 
@@ -87,10 +101,14 @@ def _forget(cache: _Grammars, key: Any) -> None:
     cache.running.pop(key, None)
 
 
-def _hand_over(done: Future[Any], mine: Future[Any]) -> None:
+def _hand_over(done: Future[Any], mine: Future[Any], first: bool) -> None:
     if not mine.set_running_or_notify_cancel():
         return
     try:
-        mine.set_result(done.result().copy())
+        grammar = done.result().copy()
+        stats = getattr(grammar, "grammar_stats", None)
+        if stats is not None:  # a copy counts as a hit; the first of them is what was compiled
+            grammar.grammar_stats = dataclasses.replace(stats, is_cache_hit=not first)
+        mine.set_result(grammar)
     except BaseException as error:  # whatever the compile raised is for the request to hear
         mine.set_exception(error)

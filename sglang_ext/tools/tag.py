@@ -20,10 +20,11 @@ from sglang_ext.tools.forms import ARRAY, FORMS, NATIVE_TAGS, STOCK_TAGS, Form
 from sglang_ext.tools.plain import plain_schema
 from sglang_ext.tools.schema import NormalSchema, normalise
 
-__all__ = ["Choice", "Plan", "ToolSpec", "compile_plan", "schema_of"]
+__all__ = ["OURS", "Choice", "Plan", "ToolSpec", "compile_plan", "schema_of"]
 
 _MOST_TOOLS = 256
 _SCHEMAS_CACHED = 1_024  # of at most 100 kB each
+OURS = "call ::= call0"  # in each tag with grammars of ours, and in no other
 _ANY_ARGUMENTS = '{"type": "object"}'
 
 Choice = Literal["auto", "required"]
@@ -66,6 +67,14 @@ def _normalised(parameters: str) -> NormalSchema | ToolSchemaError:
         return error
 
 
+@lru_cache(maxsize=_SCHEMAS_CACHED)
+def _normalised_answer(text: str) -> NormalSchema | ToolSchemaError:
+    try:
+        return normalise(json.loads(text))
+    except ToolSchemaError as error:
+        return error
+
+
 def schema_of(tool: ToolSpec) -> NormalSchema:
     """The schema of a tool's arguments: any object where it is not enforced.
 
@@ -89,6 +98,7 @@ def compile_plan(
     parallel: bool = True,
     reasoning: bool = False,
     separators: Separators | None = None,
+    answer: str | None = None,
 ) -> Plan:
     """The plan for one request.
 
@@ -99,11 +109,14 @@ def compile_plan(
         parallel: whether several calls may be made.
         reasoning: whether the tag is to cover the model's reasoning; only xgrammar's own do.
         separators: how the model writes JSON; from its chat template.
+        answer: JSON schema, as text, of an answer without calls.
 
     Raises:
         ToolsError: too many tools, two of one name, or a schema that is refused.
     """
     _check_tools(tools)
+    if answer is not None and choice == "auto":
+        return _calls_or_answer(tools, answer, parser, parallel, reasoning)
     required = choice != "auto"
     allowed = [choice] if isinstance(choice, ToolSpec) else list(tools)
     if parser in NATIVE_TAGS:
@@ -119,6 +132,31 @@ def compile_plan(
     if required:
         return Plan(_tag({"type": "grammar", "grammar": calls}), form, True)
     return Plan(_tag(_triggered(allowed, form, parallel)), form, False)
+
+
+def _calls_or_answer(
+    tools: Sequence[ToolSpec], answer: str, parser: str, parallel: bool, reasoning: bool
+) -> Plan:
+    """Either calls and nothing else, or an answer of the schema that the request asks for."""
+    calls = compile_plan(tools, "required", parser=parser, parallel=parallel, reasoning=reasoning)
+    form = calls.form
+    if calls.tag is None or (form is not None and not _begins_apart(form)):
+        raise ToolsError(
+            f"calls of the parser {parser} are not told apart from an answer in JSON",
+            fix="leave out response_format, or say tool_choice required or none",
+        )
+    found = _normalised_answer(answer)
+    if isinstance(found, ToolSchemaError):
+        raise ToolSchemaError(
+            f"the schema of response_format cannot be enforced: {found}", fix="change that part"
+        )
+    written = {"type": "grammar", "grammar": grammar(found)}
+    return Plan(_tag({"type": "or", "elements": [calls.tag["format"], written]}), form, False)
+
+
+def _begins_apart(form: Form) -> bool:
+    """Whether calls begin as no JSON does."""
+    return form.marker[:1] not in ("", "{", "[") or form.marker.startswith("[TOOL")
 
 
 def _check_tools(tools: Sequence[ToolSpec]) -> None:

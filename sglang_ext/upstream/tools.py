@@ -2,17 +2,22 @@
 
 from sglang_ext.upstream.symbols import Symbol
 
-__all__ = ["CALL_PARSER", "CHAT", "REQUEST_OF_MESSAGES", "SYMBOLS", "TOOLS_OF_RESPONSES"]
+__all__ = [
+    "CALL_PARSER",
+    "CHAT",
+    "MESSAGES",
+    "RESPONSES",
+    "SAMPLING",
+    "SAMPLING_PARAMS",
+    "SYMBOLS",
+]
 
 CHAT = "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat"
-TOOLS_OF_RESPONSES = (
-    "sglang.srt.entrypoints.openai.serving_responses:"
-    "OpenAIServingResponses._response_tools_to_chat_tools"
-)
-REQUEST_OF_MESSAGES = (
-    "sglang.srt.entrypoints.anthropic.serving:AnthropicServing._convert_to_chat_completion_request"
-)
+RESPONSES = "sglang.srt.entrypoints.openai.serving_responses:OpenAIServingResponses"
+MESSAGES = "sglang.srt.entrypoints.anthropic.serving:AnthropicServing"
+SAMPLING_PARAMS = "sglang.srt.entrypoints.openai.protocol:ChatCompletionRequest.to_sampling_params"
 CALL_PARSER = "sglang.srt.function_call.function_call_parser:FunctionCallParser"
+SAMPLING = "sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"
 
 SYMBOLS: tuple[Symbol, ...] = (
     Symbol(
@@ -43,12 +48,12 @@ SYMBOLS: tuple[Symbol, ...] = (
         ("request", "ret", "created"),
     ),
     Symbol(
-        TOOLS_OF_RESPONSES,
+        f"{RESPONSES}._response_tools_to_chat_tools",
         "tools of /v1/responses as those of chat, with strict false where nothing was said",
         ("request",),
     ),
     Symbol(
-        REQUEST_OF_MESSAGES,
+        f"{MESSAGES}._convert_to_chat_completion_request",
         "a request of /v1/messages as one of chat, with strict false where nothing was said",
         ("anthropic_request",),
     ),
@@ -105,5 +110,44 @@ SYMBOLS: tuple[Symbol, ...] = (
         "sglang.srt.managers.schedule_batch:FINISH_LENGTH",
         "the reason of an answer that was cut off",
         ("length",),
+    ),
+    Symbol(
+        f"{SAMPLING}.update_regex_vocab_mask",
+        "fills a mask from self.grammars, one a row, before each sampling; not in speculative "
+        "decoding",
+    ),
+    Symbol(
+        f"{SAMPLING}._apply_pre_grammar_logits_transforms",
+        "applies penalties to the logits in place, before the mask",
+        ("logits",),
+    ),
+    Symbol(
+        f"{SAMPLING}._apply_post_grammar_logits_transforms",
+        "the last change of the logits before they are sampled, in place",
+        ("logits",),
+    ),
+    Symbol(
+        f"{CHAT}._process_messages",
+        "asks the tool-call parser for the constraint of a request",
+        ("request", "is_multimodal"),
+    ),
+    Symbol(
+        SAMPLING_PARAMS,
+        "puts response_format and the constraint of tools together; refuses or drops one",
+        ("stop", "model_generation_config", "tool_call_constraint"),
+    ),
+    Symbol(
+        f"{MESSAGES}._convert_response",
+        "a response of chat as one of /v1/messages, whose model_dump() is sent",
+        ("response",),
+    ),
+    Symbol(
+        f"{MESSAGES}._generate_anthropic_stream",
+        "frames of server-sent events, read by the task that parsed the answer",
+    ),
+    Symbol(
+        f"{RESPONSES}._build_response",
+        "static; the response of /v1/responses, once its items are made",
+        ("request", "sampling_params"),
     ),
 )

@@ -41,7 +41,7 @@ FORCED = {"messages": [{"role": "user", "content": "Repeat: <tool_call> <tool_ca
 def server(smollm2, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "server.log"
     flags = ("--tool-call-parser", "hermes", "--ext-tools", "enforce")
-    server = serving.start(smollm2, log, *flags, "--max-total-tokens", "8000")
+    server = serving.start(smollm2, log, *flags, "--max-total-tokens", "8000", "--enable-metrics")
     yield server
     server.stop()
 
@@ -226,35 +226,165 @@ def test_strict_false_goes_without_the_schema(server):
     assert calls or withheld
 
 
+MESSAGES = {
+    "path": "/v1/messages",
+    "tools": [{"name": WEATHER["name"], "input_schema": WEATHER["parameters"]}],
+    "tool_choice": {"type": "any"},
+}
+
+
 def test_the_messages_endpoint(server):
-    tools = [{"name": WEATHER["name"], "input_schema": WEATHER["parameters"]}]
-    body = {"path": "/v1/messages", "tools": tools, "tool_choice": {"type": "any"}}
-    status, answer = request(server, **body)
+    status, answer = request(server, **MESSAGES)
     assert status == 200, answer
     used = [block for block in answer["content"] if block["type"] == "tool_use"]
     assert used
     assert all(valid(block["name"], json.dumps(block["input"])) for block in used)
-    status, answer = request(server, **{**body, "max_tokens": 12})
+    assert "metadata" not in answer
+
+
+def test_the_messages_endpoint_reports_a_call_that_is_cut_off(server):
+    status, answer = request(server, **MESSAGES, max_tokens=12)
     assert status == 200, answer
     assert answer["stop_reason"] == "max_tokens"
     assert not [block for block in answer["content"] if block["type"] == "tool_use"]
+    reported = answer["metadata"]["tool_calls_withheld"]
+    assert [entry["reason"] for entry in reported] == ["truncated"]
+    status, lines = request(server, **MESSAGES, max_tokens=12, stream=True)
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data:")]
+    deltas = [event for event in events if event["type"] == "message_delta"]
+    streamed = deltas[-1]["metadata"]["tool_calls_withheld"]
+    assert [{**entry, "choice": 0} for entry in streamed] == reported
+    starts = [event for event in events if event["type"] == "content_block_start"]
+    assert "tool_use" not in [event["content_block"]["type"] for event in starts]
 
 
 @pytest.mark.parametrize("most", [12, 96])
-def test_the_responses_endpoint(server, most):
-    model = serving.get(server, "/v1/models")["data"][0]["id"]
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_responses_endpoint(server, most, stream):
     document = {
-        "model": model,
+        "model": serving.get(server, "/v1/models")["data"][0]["id"],
         "input": "What is the weather in Paris for 3 days?",
         "tools": [{"type": "function", **WEATHER}],
         "tool_choice": "required",
         "temperature": 0,
         "max_output_tokens": most,
+        "stream": stream,
+        "parallel_tool_calls": False,
     }
-    answer = serving.post(server, "/v1/responses", document)
+    status, answer = request(server, path="/v1/responses", **document)
+    assert status == 200, answer
+    if stream:
+        events = [json.loads(line[6:]) for line in answer if line.startswith("data: {")]
+        answer = events[-1]["response"]
     calls = [item for item in answer["output"] if item["type"] == "function_call"]
     assert all(valid(call["name"], call["arguments"]) for call in calls)
     assert bool(calls) == (most == 96)
+    reported = json.loads(answer["metadata"].get("tool_calls_withheld", "[]"))
+    assert [entry["reason"] for entry in reported] == ["truncated"] * (most == 12)
+
+
+ANSWER = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "answer",
+        "schema": {
+            "type": "object",
+            "properties": {"capital": {"type": "string", "maxLength": 12}},
+            "required": ["capital"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[{"role": "user", "content": "What is the capital of France?"}], FORCED["messages"]],
+    ids=["answer", "call"],
+)
+def test_tools_together_with_response_format(server, messages):
+    body = {"messages": messages, "response_format": ANSWER}
+    finish, content, calls, withheld = ask(server, **body)
+    assert ask_streaming(server, **body) == (finish, content, calls, withheld)
+    assert all(valid(*call) for call in calls)
+    if content:
+        assert set(json.loads(content)) == {"capital"}
+    assert bool(content) != bool(calls or withheld)
+
+
+def test_a_required_call_is_not_an_answer(server):
+    _, content, calls, _ = ask(server, tool_choice="required", response_format=ANSWER)
+    assert content == ""
+    assert calls
+    assert all(valid(*call) for call in calls)
+
+
+def test_structure_is_not_sampled_and_free_strings_are(server):
+    body = {"tool_choice": NAMED | {"function": {"name": "get_weather"}}, "logprobs": True}
+    sampled = []
+    for seed in range(3):
+        status, answer = request(
+            server, **body, temperature=1.0, seed=seed, frequency_penalty=1.5, max_tokens=200
+        )
+        assert status == 200, answer
+        tokens = answer["choices"][0]["logprobs"]["content"]
+        text, free = "", []
+        for token in tokens:
+            free.append(text.rpartition('"city": ')[2].count('"') == 1 and '"city": ' in text)
+            text += token["token"]
+        assert any(free), text
+        for token, is_free in zip(tokens, free, strict=True):
+            if not is_free:
+                assert token["logprob"] == 0, (token, text)
+        sampled += [
+            token["logprob"] for token, is_free in zip(tokens, free, strict=True) if is_free
+        ]
+    assert min(sampled) < 0
+
+
+def test_a_call_that_is_written_again_and_again_is_ended(server):
+    finish, _, calls, withheld = ask(server, tool_choice="required", max_tokens=900)
+    assert all(valid(*call) for call in calls)
+    if finish == "length":  # the model does not stop by itself
+        status, answer = request(
+            server, tool_choice="required", max_tokens=900, return_meta_info=True
+        )
+        assert status == 200
+        told = answer["choices"][0]["meta_info"]["finish_reason"]["sglang_ext"]
+        assert told["ended"] == "repetition"
+        assert answer["usage"]["completion_tokens"] < 600
+        assert [entry["reason"] for entry in withheld] in ([], ["repetition"])
+
+
+def test_an_answer_tells_its_figures_when_asked(server):
+    status, answer = request(
+        server, tool_choice="required", parallel_tool_calls=False, return_meta_info=True
+    )
+    assert status == 200
+    told = answer["choices"][0]["meta_info"]["finish_reason"]["sglang_ext"]
+    assert told["ended"] == ""
+    assert 0 < told["structure_tokens"] < told["tokens"] <= answer["usage"]["completion_tokens"]
+    assert told["mask_ms"] > 0
+    assert told["cache_bytes"] > 0
+
+
+def test_metrics_count_calls_by_what_became_of_them(server):
+    ask(server, tool_choice="required", parallel_tool_calls=False)
+    ask(server, tool_choice="required", max_tokens=12)
+    request(server, tools=[tool_with(BACK_REFERENCE)])
+    with urllib.request.urlopen(server.base_url + "/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    counted = dict(line.rsplit(" ", 1) for line in lines if line.startswith("sglang_ext:tool"))
+    for series in (
+        'sglang_ext:tool_calls_total{outcome="shown"}',
+        'sglang_ext:tool_calls_total{outcome="truncated"}',
+        "sglang_ext:tool_requests_refused_total",
+        'sglang_ext:tool_tokens_total{kind="structure"}',
+        "sglang_ext:tool_mask_seconds_total",
+        "sglang_ext:tool_compile_seconds_count",
+    ):
+        assert float(counted[series]) > 0, series
+    assert [line for line in counted if line.startswith("sglang_ext:tool_grammar_cache_bytes")]
 
 
 def test_the_hooks_are_said_to_be_in_effect(server):

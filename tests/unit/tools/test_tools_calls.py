@@ -173,3 +173,23 @@ def test_a_parser_that_fails_fails_one_answer():
     answer = Reader(TOOLS, form=None, markers=["<call>"], detector=failing).read("<call>")
     assert answer.calls == []
     assert "IndexError" in answer.withheld[0].detail
+
+
+@pytest.mark.parametrize("name", [name for name in MARKED if name != "llama3"])
+@pytest.mark.parametrize("answer", [True, False])
+def test_an_answer_beside_tools_is_content_whatever_its_strings_hold(name, answer):
+    form = FORMS[name]
+    calls = spelled(form, *CALLS)
+    text = json.dumps({"text": f"{form.marker} {calls}"}) if answer else calls
+
+    def fresh():
+        return Reader(TOOLS, form=form, markers=[form.marker], detector=no_detector, answers=True)
+
+    whole = fresh().read(text)
+    assert shown(whole) == ((text, []) if answer else ("", CALLS))
+    assert whole.withheld == []
+    assert fresh().may_hold_calls(text) is not answer
+    pieces = fresh()
+    content = "".join(pieces.feed(char) for char in text)
+    end = pieces.finish()
+    assert (content + end.content, end.calls) == (whole.content, whole.calls)

@@ -8,7 +8,7 @@ import xgrammar
 from transformers import AutoTokenizer
 
 from sglang_ext.tools.calls import Reader
-from sglang_ext.tools.complete import _STATE, FORCED, _Ending, completion, mark_forced
+from sglang_ext.tools.complete import completion
 from sglang_ext.tools.forms import ARRAY, FORMS
 from sglang_ext.tools.tag import ToolSpec, compile_plan
 
@@ -74,7 +74,7 @@ def test_a_call_can_be_completed_from_everywhere(parser, choice, tokenizer, comp
             markers = [form.marker] if choice == "auto" else []
             reader = Reader(tools, form=form, markers=markers, detector=lambda text: (text, []),
                             required=choice == "required")  # fmt: skip
-            answer = reader.read(written, forced=bool(found))
+            answer = reader.read(written, ended="forced" if found else "")
             assert answer.calls == [], written
             assert [one.reason for one in answer.withheld] in ([], ["forced"]), written
             if found:
@@ -90,42 +90,3 @@ def test_a_completion_is_short(tokenizer, compiler):
     matcher.accept_string(FORMS["hermes"].opening("a") + '{"text": "')
     matcher.accept_string("".join(rng.choice("ab }]") for _ in range(50)))
     assert tokenizer.decode(completion(matcher, encoder(tokenizer))) == '"}}\n</tool_call>'
-
-
-class Request:
-    """SGLang's request as far as it is used."""
-
-    def __init__(self, most, output_ids, finish):
-        from types import SimpleNamespace
-
-        self.sampling_params = SimpleNamespace(max_new_tokens=most)
-        self.output_ids = output_ids
-        self.finished_reason = SimpleNamespace(to_json=lambda: {"type": finish})
-        self.finished_len = None
-        self.grammar = SimpleNamespace(grammar=None)
-
-
-@pytest.mark.parametrize(
-    ("left", "finish", "marked", "kept"),
-    [
-        ([], "stop", True, 2),  # the last of its tokens ends the answer
-        ([], "length", True, None),
-        ([9], "length", True, None),  # written, and not yet taken by the grammar
-        ([8, 9], "length", True, None),
-        ([9, 5], "length", False, None),  # cut off within the completion
-        (None, "length", False, None),
-        ([], "abort", False, None),
-    ],
-)
-def test_a_completion_that_is_written_is_marked(left, finish, marked, kept):
-    pytest.importorskip("sglang")
-    request = Request(3, [7, 8, 9], finish)
-    ending = _Ending(request, list)
-    ending.forced = left
-    setattr(request.grammar, _STATE, ending)
-    mark_forced(None, request)
-    reason = request.finished_reason.to_json()
-    assert reason.get(FORCED, False) == marked
-    assert request.finished_len == kept
-    if marked:
-        assert reason["type"] == "length"

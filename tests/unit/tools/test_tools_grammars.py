@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -39,14 +40,18 @@ def test_what_is_larger_than_the_cache_is_not_held():
     assert (len(cache), cache.held_bytes) == (0, 0)
 
 
+@dataclass
+class Stats:
+    is_cache_hit: bool = False
+
+
 class Grammar:
-    def __init__(self, key):
+    def __init__(self, key, stats=None):
         self.key = key
-        self.copies = 0
+        self.grammar_stats = stats or Stats()
 
     def copy(self):
-        self.copies += 1
-        return Grammar(self.key)
+        return Grammar(self.key, Stats(is_cache_hit=True))
 
 
 class Backend:
@@ -83,6 +88,8 @@ def test_equal_requests_wait_for_one_compile():
     grammars = [value.result(30) for value, _ in asked]
     assert sorted(backend.compiled) == ["a", "b"]
     assert len({id(grammar) for grammar in grammars}) == 6  # a matcher each
+    compiled = [grammar.key for grammar in grammars if not grammar.grammar_stats.is_cache_hit]
+    assert sorted(compiled) == ["a", "b"]
     assert backend.cache.running == {}
     backend.cache["a"] = grammars[0]
     value, hit = backend.ask("a")

@@ -157,3 +157,37 @@ def test_a_refusal_says_how_to_go_without():
     with pytest.raises(ToolsError, match=r'#/properties/x/pattern.*"strict": false'):
         schema_of(tool)
     assert schema_of(ToolSpec("a", tool.parameters, strict=False)).exact
+
+
+ANSWER = json.dumps(
+    {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+)
+APART = [name for name, form in FORMS.items() if form.marker and name != "llama3"]
+
+
+@pytest.mark.parametrize("parser", APART)
+def test_calls_or_an_answer_of_the_schema_that_is_asked_for(parser):
+    plan = compile_plan(TOOLS, "auto", parser=parser, answer=ANSWER)
+    form = FORMS[parser]
+    assert accepts(plan, spelled(form, GOOD))
+    assert accepts(plan, spelled(form, GOOD, OTHER))
+    assert accepts(plan, '{"sum": 3}')
+    assert not accepts(plan, spelled(form, BAD))
+    assert not accepts(plan, '{"sum": "3"}')
+    assert not accepts(plan, '{"sum": 3} ' + spelled(form, GOOD))
+    assert not accepts(plan, "Well.")
+    single = compile_plan(TOOLS, "auto", parser=parser, answer=ANSWER, parallel=False)
+    assert not accepts(single, spelled(form, GOOD, OTHER))
+
+
+@pytest.mark.parametrize("parser", sorted(NATIVE_TAGS))
+def test_models_with_tags_of_xgrammar_may_answer_too(parser):
+    assert accepts(compile_plan(TOOLS, "auto", parser=parser, answer=ANSWER), '{"sum": 3}')
+
+
+def test_an_answer_that_cannot_be_held_is_refused():
+    with pytest.raises(ToolsError, match="llama3 are not told apart from an answer in JSON"):
+        compile_plan(TOOLS, "auto", parser="llama3", answer=ANSWER)
+    hostile = json.dumps({"properties": {"a": {"pattern": r"(a)\1"}}})
+    with pytest.raises(ToolsError, match="response_format cannot be enforced: #/properties/a"):
+        compile_plan(TOOLS, "auto", parser="hermes", answer=hostile)
