@@ -7,13 +7,16 @@ Pure: neither torch nor SGLang is imported.
 """
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from sglang_ext.cache.sessions import LONGEST_NAME, session_hint
 
-__all__ = ["ACTION", "action", "carried_by", "describe_request"]
+__all__ = ["ACTION", "TIME_HEADER", "action", "carried_by", "describe_request"]
 
 ACTION = "sglang_ext.request"
+# Seconds at which a request came, where traffic is sent again (``--ext-cache-clock requests``).
+TIME_HEADER = "x-request-time"
 _TOOLS = ("", "auto", "required")
 
 
@@ -22,6 +25,7 @@ def describe_request(
     headers: Mapping[str, str],
     hints: Mapping[str, Any] | None,
     received_s: float,
+    key: bytes = b"",
 ) -> dict[str, Any]:
     """What the scheduler is told of a request; names as digests.
 
@@ -30,6 +34,7 @@ def describe_request(
         headers: of the request; names in lower case.
         hints: payload of the client's own hints that name a session, if any.
         received_s: when it came.
+        key: of digests, secret.
     """
     metadata = body.get("metadata")
     metadata = metadata if isinstance(metadata, Mapping) else {}
@@ -37,9 +42,10 @@ def describe_request(
         metadata=_short(metadata),
         header=_name(headers.get("x-session-id")),
         user=_name(body.get("user")) or _name(metadata.get("user_id")),
+        key=key,
     )
     told: dict[str, Any] = {"received": received_s}
-    strong = session_hint(kv_hints=_short(hints or {}))
+    strong = session_hint(kv_hints=_short(hints or {}), key=key)
     for name, value in (
         ("session", strong),
         ("weak_session", weak),
@@ -48,6 +54,9 @@ def describe_request(
     ):
         if value:
             told[name] = value
+    told_s = _seconds(headers.get(TIME_HEADER))
+    if told_s is not None:
+        told["told"] = told_s
     if headers.get("x-agent-kind") == "sub" or metadata.get("agent") == "sub":
         told["agent"] = True
     return told
@@ -82,9 +91,10 @@ def _checked(payload: Mapping[str, Any]) -> dict[str, Any]:
         value = _name(payload.get(name))
         if value:
             good[name] = value
-    received = payload.get("received")
-    if isinstance(received, float | int) and not isinstance(received, bool):
-        good["received"] = float(received)
+    for name in ("received", "told"):
+        seconds = payload.get(name)
+        if not isinstance(seconds, bool) and isinstance(seconds, float | int):
+            good[name] = float(seconds)
     if payload.get("tools") in _TOOLS:
         good["tools"] = payload["tools"]
     if isinstance(payload.get("advice"), list):
@@ -92,6 +102,15 @@ def _checked(payload: Mapping[str, Any]) -> dict[str, Any]:
     if payload.get("agent") is True:
         good["agent"] = True
     return good
+
+
+def _seconds(text: object) -> float | None:
+    """A time that a client gives; None: it gives none."""
+    try:
+        seconds = float(text) if isinstance(text, str) else -1.0
+    except ValueError:
+        return None
+    return seconds if isfinite(seconds) and seconds >= 0.0 else None
 
 
 def _tools(body: Mapping[str, Any]) -> str:

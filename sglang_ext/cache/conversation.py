@@ -5,6 +5,7 @@ Pure: neither torch nor SGLang is imported, time is an argument.
 
 import enum
 from array import array
+from copy import deepcopy
 from math import isfinite, log, log1p
 from typing import Any
 
@@ -37,7 +38,7 @@ class Turn:
     """One request of a conversation, kept by the nodes that it was the last to pass.
 
     ``begin`` is when its pause began and ``curve`` the worth of holding a block by the pause's age;
-    ``place`` is the tree's: where it keeps the end of this request's path.
+    ``place`` is the tree's and ``shadow`` the guards': where the end of this request's path is.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Turn:
         "pinned_until",
         "place",
         "running_pause",
+        "shadow",
     )
 
     def __init__(self, conversation: "Conversation", begin: float) -> None:
@@ -58,6 +60,7 @@ class Turn:
         self.running_pause = -1  # the same of what began with the request's arrival
         self.pinned_until = 0.0
         self.place: object = None
+        self.shadow: object = None
 
     @property
     def is_current(self) -> bool:
@@ -86,6 +89,7 @@ class Conversation:
         "pace",
         "pace_at",
         "pace_of",
+        "rewrites",
         "session",
         "since_end",
         "stop",
@@ -109,6 +113,7 @@ class Conversation:
         self.output_tokens = -1
         self.blocks = 0
         self.marks: list[int] = []
+        self.rewrites = -1  # number of the conversation whose end it has changed
         self.arrived_s = 0.0
         self.finished_s = 0.0
         self.end_s = 0.0  # when the pause after the last finished turn was over
@@ -132,9 +137,16 @@ class Conversation:
         """The session, or the conversation itself where nobody names one."""
         return self.number if self.session is None else self.session
 
+    def fork(self, number: int) -> "Conversation":
+        """A conversation that branches off this one: it has paused alike so far."""
+        row = [deepcopy(value) for value in self.row()]
+        one = Conversation.restored(row)
+        one.number, one.marks = number, []
+        return one
+
     def arrive(self, now: float, tokens: int) -> None:
         """Its next request is here, with a prompt of ``tokens``."""
-        if self.turns:
+        if self.turns and self.stop != Stop.RUNNING:
             self._came_back(now)
         self.new_tokens = max(0, tokens - self.tokens)
         self.turns += 1

@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang_ext.cache.conversation import Turn
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.mirror import Node, PathEntry
+from sglang_ext.cache.use import NEVER
 from sglang_ext.errors import MirrorError
 
 __all__ = ["FollowingMixin"]
@@ -102,8 +103,6 @@ class FollowingMixin(_Core):
             if above.device and above not in fresh:
                 break
             index.to_device(above, now)
-        if not node.children:
-            node.tokens = key.token_ids
         index.touch(node, self.turn, now)
 
     def match_prefix(self, params: Any) -> Any:
@@ -114,9 +113,7 @@ class FollowingMixin(_Core):
         return result
 
     def _note_match(self, node_id: int, key: RadixKey) -> None:
-        node, _ = self._learned(node_id, key, self._clock())
-        if node.tokens is None and not node.children:
-            node.tokens = key.token_ids
+        self._learned(node_id, key, self._clock())
 
     def insert_host(self, node_id: int, key: RadixKey, host_value: Any, hash_value: Any) -> Any:
         """A prefix has arrived from storage."""
@@ -132,11 +129,8 @@ class FollowingMixin(_Core):
             raise MirrorError(f"a prefix was read below node {above_id}, which is unknown")
         node = index.get(node_id)
         if node is None:
-            text = index.mirror.text(above) if above.end else key.token_ids[:0]
-            node, _ = self._learn(node_id, self._keys(key, above.end, above), now)
-            if text is not None and not node.children:
-                node.tokens = text[: above.end] + key.token_ids
-        self.counts["promoted_storage"] += len(node) if node.touch < 0 else 0
+            node, _ = self._learn(node_id, key, now, above)
+        self.counts["promoted_storage"] += len(node) if node.use.touch == NEVER else 0
         index.touch(node, self.turn, now)
 
     def commit_load_back(self, node_id: int, device_indices: Any, kv_xfer: Any, comp: Any) -> Any:
@@ -160,15 +154,20 @@ class FollowingMixin(_Core):
         node = self._steered().get(node_id)
         if node is not None:
             return node, []
-        return self._learn(node_id, self._keys(key, 0, None), now)
+        return self._learn(node_id, key, now)
 
     def _learn(
-        self, node_id: int, key_at: Callable[[int], Hashable], now: float
+        self, node_id: int, key: RadixKey, now: float, above: Node | None = None
     ) -> tuple[Node, list[Node]]:
+        first = 0 if above is None else above.end
         path = self.path_entries(node_id)
         if not path:
             raise MirrorError(f"the tree has another root, {node_id}")
+        key_at = self._keys(key, first, above)
         node, fresh = self._steered().learn(path, key_at, now, self.tenant)
+        if node.tokens is None:
+            behind = 1 if self.is_eagle else 0
+            node.tokens = key.token_ids[node.begin - first : node.end - first + behind]
         for new in fresh:
             if not new.device:
                 self._pin(new)
@@ -203,24 +202,24 @@ class FollowingMixin(_Core):
     def inc_lock_ref(self, node_id: int, skip_lock_components: Any = ()) -> Any:
         """Hold a path."""
         result = super().inc_lock_ref(node_id, skip_lock_components)
-        self._note_lock(node_id)
+        self._try(self._note_lock, node_id)
         return result
 
     def dec_lock_ref(self, node_id: int, params: Any, skip_swa: bool = False) -> Any:
         """Let go of a path."""
         result = super().dec_lock_ref(node_id, params, skip_swa)
-        self._note_unlock(node_id)
+        self._try(self._note_unlock, node_id)
         return result
 
     def inc_full_pin(self, node_id: int) -> None:
         """Hold a path, with its keys and values alone."""
         super().inc_full_pin(node_id)
-        self._note_lock(node_id)
+        self._try(self._note_lock, node_id)
 
     def dec_full_pin(self, node_id: int) -> None:
         """Let go of a path that `inc_full_pin` holds."""
         super().dec_full_pin(node_id)
-        self._note_unlock(node_id)
+        self._try(self._note_unlock, node_id)
 
     def _note_lock(self, node_id: int) -> None:
         node = self.index.get(node_id) if self.index is not None else None

@@ -8,11 +8,14 @@ Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from math import inf
 
 from sglang_ext.cache.conversation import Turn
 from sglang_ext.cache.mirror import Mirror, Node, PathEntry
-from sglang_ext.cache.order import FairOrder, Shares
+from sglang_ext.cache.order import FairOrder
 from sglang_ext.cache.ranks import Rank
+from sglang_ext.cache.shares import Shares, Tenants
+from sglang_ext.cache.use import Use, handed_up
 from sglang_ext.errors import MirrorError
 
 __all__ = ["TreeIndex"]
@@ -38,10 +41,14 @@ class TreeIndex:
     ) -> None:
         self.rank = rank
         self.mirror = Mirror(root_id)
-        self.device_shares = Shares(device_tokens)
-        self.host_shares = Shares(host_tokens)
-        self.device: FairOrder[Node] = FairOrder(rank, _tenant, self.device_shares)
-        self.host: FairOrder[Node] = FairOrder(host_rank or rank, _tenant, self.host_shares)
+        self.tenants = Tenants()
+        self.device_shares = Shares(device_tokens, self.tenants)
+        self.host_shares = Shares(host_tokens, self.tenants)
+        self._host_rank = host_rank or rank
+        self.device: FairOrder[Node] = FairOrder(rank, _tenant, self.device_shares, rank.by_recency)
+        self.host: FairOrder[Node] = FairOrder(
+            self._host_rank, _tenant, self.host_shares, self._host_rank.by_recency
+        )
         self._touches = 0
         self._host_locks: dict[int, Node] = {}  # nodes in host memory alone that are locked
 
@@ -56,7 +63,7 @@ class TreeIndex:
         now: float,
         tenant: str = "",
     ) -> tuple[Node, list[Node]]:
-        """Take in the path to a node; see `Mirror.learn`. New nodes belong to ``tenant``.
+        """Take in the path to a node; see `Mirror.learn`. New nodes belong to ``tenant`` (a place).
 
         Raises:
             MirrorError: the path contradicts what is known.
@@ -65,7 +72,6 @@ class TreeIndex:
         for new in fresh:
             parent = new.parent
             if parent is not None:
-                parent.tokens = None  # one copy a path, at its leaf; handed up with the touch
                 self.refresh(parent, now)
             if not new.children:
                 new.tenant = tenant
@@ -87,13 +93,13 @@ class TreeIndex:
             turn = self.rank.stranger(now)
         elif not _is_below(turn.place, node):
             turn.place = node
-        for passed in self.mirror.path(node):
-            passed.touch, passed.turn = self._touches, turn
-            if passed.device:  # below it all may be in host memory: it is a leaf
+        for above in self.mirror.path(node):
+            above.use = Use(self._touches, turn)
+            if above.device:  # below it all may be in host memory: it is a leaf
                 break
         self.refresh(node, now)
         if not node.device:
-            self.refresh(passed, now)
+            self.refresh(above, now)
 
     def reconsider(self, turns: Iterable[Turn], now: float) -> None:
         """The worth of the paths of these turns has changed."""
@@ -138,8 +144,9 @@ class TreeIndex:
             self.gone(child, now)
         parent = node.parent
         self._hand_up(node)
-        if node.turn is not None and node.turn.place is node:
-            node.turn.place = parent
+        turn = node.use.turn
+        if turn is not None and turn.place is node:
+            turn.place = parent
         self._charge(node, -len(node))
         self.device.discard(node)
         self.host.discard(node)
@@ -176,13 +183,20 @@ class TreeIndex:
     def refresh(self, node: Node, now: float) -> None:
         """Put a node into the orders it belongs to, ranked anew, and out of the others."""
         if node.is_device_leaf and not self.is_locked(node):
-            self.device.add(node, node.touch, now)
+            self.device.add(node, node.use.touch, now)
         else:
             self.device.discard(node)
         if node.is_host_leaf and not node.locks:
-            self.host.add(node, node.touch, now)
+            self.host.add(node, node.use.touch, now)
         else:
             self.host.discard(node)
+
+    def is_lesser(self, node: Node, other: Node, now: float) -> bool:
+        """Whether ``node`` goes before ``other`` where both could go from host memory."""
+        mine, theirs = (self._host_rank(leaf, now)[0] for leaf in (node, other))
+        if self._host_rank.by_recency() and inf not in (mine, theirs):
+            mine = theirs
+        return (mine, node.use.touch) < (theirs, other.use.touch)
 
     def check_integrity(self) -> None:
         """Raise where the state contradicts itself; for tests.
@@ -218,16 +232,7 @@ class TreeIndex:
         parent = node.parent
         if parent is None or parent.parent is None:
             return
-        if parent.tokens is None:
-            parent.tokens = node.tokens
-        if node.touch < 0:
-            return
-        if parent.touch >= 0 and parent.turn is not None and node.turn is not None:
-            others = node.turn.conversation.owner != parent.turn.conversation.owner
-            parent.shared = parent.shared or others
-        parent.shared = parent.shared or node.shared
-        if node.touch > parent.touch:
-            parent.touch, parent.turn = node.touch, node.turn
+        parent.use = handed_up(node.use, parent.use)
 
 
 def _tenant(node: Node) -> str:

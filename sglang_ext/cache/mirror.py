@@ -7,10 +7,11 @@ known here. At most one node is split by an operation, on its path, so one read 
 Pure: neither torch nor SGLang is imported.
 """
 
+from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
-from sglang_ext.cache.conversation import Turn
+from sglang_ext.cache.use import Use
 from sglang_ext.errors import MirrorError
 
 __all__ = ["Mirror", "Node", "PathEntry"]
@@ -37,8 +38,8 @@ class PathEntry(NamedTuple):
 class Node:
     """A run of tokens that is cached as a whole, and what is known of its use.
 
-    ``touch`` numbers the last request that is known to have passed it (-1: none is), ``turn`` is
-    that request's. A request is noted at the end of its path, and handed up when that is gone.
+    ``use`` is of the last request that is known to have passed it. A request is noted at the end of
+    its path, and handed up when that is gone.
     """
 
     __slots__ = (
@@ -52,11 +53,9 @@ class Node:
         "locks",
         "parent",
         "pin",
-        "shared",
         "tenant",
         "tokens",
-        "touch",
-        "turn",
+        "use",
     )
 
     def __init__(self, node_id: int, parent: "Node | None", begin: int, end: int) -> None:
@@ -70,11 +69,10 @@ class Node:
         self.device_children = 0
         self.locks = 0  # locks taken at this very node
         self.pin: object = None  # receipt of the host lock that keeps others from evicting it
-        self.touch = -1
-        self.turn: Turn | None = None
-        self.shared = False
+        self.use = Use()
         self.tenant = ""
-        self.tokens: Sequence[int] | None = None  # of the whole path, or of a longer one
+        # Ids of the run, and where keys are pairs of tokens the one behind it; None: not known.
+        self.tokens: array[int] | None = None
 
     def __len__(self) -> int:
         return self.end - self.begin
@@ -168,12 +166,12 @@ class Mirror:
         if parent.children.pop(node.key, None) is not node:
             raise MirrorError(f"node {node.id} does not hang on {parent.id} under its key")
         del self._nodes[node.id]
-        node.parent = None
+        _clear(node)
 
     def abandon(self) -> None:
         """The tree is gone: who still holds one of its nodes finds it without a parent."""
         for node in self._nodes.values():
-            node.parent = None
+            _clear(node)
 
     def path(self, node: Node) -> Iterator[Node]:
         """From a node up, without the root."""
@@ -182,14 +180,14 @@ class Mirror:
             yield at
             at = at.parent
 
-    def text(self, node: Node) -> Sequence[int] | None:
-        """Tokens of the path to a node, and perhaps of more; each path has them at its leaf."""
-        while node.tokens is None or len(node.tokens) < node.end:
-            below = next(iter(node.children.values()), None)
-            if below is None:
+    def text(self, node: Node) -> "array[int] | None":
+        """Tokens of the path to a node; None where some are not known."""
+        whole = array("q")
+        for at in reversed(list(self.path(node))):
+            if at.tokens is None:
                 return None
-            node = below
-        return node.tokens
+            whole += at.tokens if at is node else at.tokens[: len(at)]
+        return whole
 
     def check_integrity(self) -> None:
         """Raise where the state contradicts itself; for tests.
@@ -205,8 +203,8 @@ class Mirror:
                 raise MirrorError(f"node {node.id} spans {node.begin} to {node.end}")
             if node.device and not parent.device:
                 raise MirrorError(f"node {node.id} is on the device, its parent is not")
-            if self.text(node) is None:
-                raise MirrorError(f"the tokens of node {node.id} are nowhere")
+            if node.tokens is None or len(node.tokens) not in (len(node), len(node) + 1):
+                raise MirrorError(f"node {node.id} has not the tokens of its run")
         for node in self._nodes.values():
             on_device = sum(child.device for child in node.children.values())
             if on_device != node.device_children:
@@ -244,12 +242,14 @@ class Mirror:
             raise MirrorError(f"node {node.id} was split off a node that is unknown")
         if not child.begin == node.begin < node.end < child.end:
             raise MirrorError(f"node {node.id} was split off {child.id}, which is elsewhere")
+        if child.tokens is not None:
+            cut, behind = len(node), len(child.tokens) - len(child)
+            node.tokens, child.tokens = child.tokens[: cut + behind], child.tokens[cut:]
         child.parent, child.key, child.begin = node, None, node.end
         node.children[None] = child
         node.device = child.device
         node.device_children = int(child.device)
-        node.tenant, node.shared = child.tenant, child.shared
-        node.touch, node.turn = child.touch, child.turn
+        node.tenant, node.use = child.tenant, child.use
 
     def _rename(self, node: Node, key: Hashable) -> None:
         """The key of a node that was split becomes known when a path passes it."""
@@ -258,3 +258,11 @@ class Mirror:
             del parent.children[None]
             parent.children[key] = node
             node.key = key
+
+
+def _clear(node: Node) -> None:
+    """A node has left the tree; a conversation may remember it for long."""
+    turn = node.use.turn
+    if turn is not None and turn.place is node:
+        turn.place = None
+    node.parent, node.tokens, node.children, node.use = None, None, {}, Use()

@@ -1,27 +1,75 @@
 """The order in which leaves are dropped, when their worth changes with time, and fairness in it.
 
-A heap by worth and a heap by the time at which worth changes next. A leaf's worth falls in steps
-further and further apart, so it is looked at again a few dozen times in its life; adding, removing
-and finding the lowest are O(log n) in leaves.
+A heap by worth, one by recency, and one by the time at which worth changes next. A leaf's worth
+falls in steps further and further apart, so it is looked at again a few dozen times in its life.
+Adding, removing and finding the lowest are O(log n) in leaves, each call for itself: what has
+become due together is ranked anew a few leaves a call, and what no longer counts is swept out of
+the heaps a few rows at a time.
 
 Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
 import heapq
-import zlib
 from collections.abc import Callable, Hashable
 from math import inf, nextafter
 from typing import Generic, TypeVar
 
-__all__ = ["TENANTS", "EvictionOrder", "FairOrder", "Shares"]
+from sglang_ext.cache.shares import Shares
 
-# Tenants told apart; more share places. Default: 64. Cost: choosing a leaf looks at each once.
-TENANTS = 64
-# A tenant that has asked for nothing for so long has no share to protect.
-_ACTIVE_S = 600.0
+__all__ = ["EvictionOrder", "FairOrder"]
+
+# Leaves ranked anew by one question for the lowest: of those due longest, and of those that look
+# lowest. Default: 4 each. Cost: about 4 us a leaf; with fewer it takes more questions until the
+# order is exact again after a long idle time.
+_RERANKS = 4
+# Rows that one push sweeps, and rows for each leaf from which on there is something to sweep.
+_SWEPT, _ROWS = 4, 4
 
 Leaf = TypeVar("Leaf", bound=Hashable)
 Rank = Callable[[Leaf, float], tuple[float, float]]
+_Row = tuple[float, float, int, Leaf]
+
+
+class _Rows(Generic[Leaf]):
+    """A heap whose rows count only while their leaf has their version.
+
+    Args:
+        held: the versions that count, by leaf; the first value of each.
+    """
+
+    def __init__(self, held: dict[Leaf, tuple[int, int, float]]) -> None:
+        self._held = held
+        self._rows: list[_Row[Leaf]] = []
+        self._old: list[_Row[Leaf]] = []  # being swept into the others, from its end
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._old)
+
+    def push(self, row: "_Row[Leaf]") -> None:
+        """Add a row: by what it is ordered, then by what, version, leaf."""
+        heapq.heappush(self._rows, row)
+        old = self._old
+        if old:
+            for _ in range(min(_SWEPT, len(old))):
+                last = old.pop()
+                if self._counts(last):
+                    heapq.heappush(self._rows, last)
+        elif len(self._rows) > 64 + _ROWS * len(self._held):
+            self._rows, self._old = old, self._rows
+
+    def first(self) -> "_Row[Leaf] | None":
+        """The lowest row that counts; it stays."""
+        firsts = [self._first(rows) for rows in (self._rows, self._old) if rows]
+        return min((row for row in firsts if row is not None), default=None)
+
+    def _first(self, rows: "list[_Row[Leaf]]") -> "_Row[Leaf] | None":
+        while rows and not self._counts(rows[0]):
+            heapq.heappop(rows)
+        return rows[0] if rows else None
+
+    def _counts(self, row: "_Row[Leaf]") -> bool:
+        held = self._held.get(row[3])
+        return held is not None and held[0] == row[2]
 
 
 class EvictionOrder(Generic[Leaf]):
@@ -29,20 +77,25 @@ class EvictionOrder(Generic[Leaf]):
 
     Args:
         rank: worth of a leaf at a time, and the time until which it holds (infinity: for good).
+            What is worth infinity is held: it comes after all others.
+        by_recency: whether the longest untouched goes first now, whatever it is worth; asked each
+            time, so the order can change from one question to the next. None: never.
     """
 
-    def __init__(self, rank: Rank[Leaf]) -> None:
+    def __init__(self, rank: Rank[Leaf], by_recency: Callable[[], bool] | None = None) -> None:
         self._rank = rank
-        self._entry: dict[Leaf, tuple[int, int]] = {}  # version and touch of each leaf
-        self._lowest: list[tuple[float, int, int, Leaf]] = []
-        self._due: list[tuple[float, int, Leaf]] = []
+        self._by_recency = by_recency
+        self._held: dict[Leaf, tuple[int, int, float]] = {}  # version, touch, until
+        self._lowest = _Rows(self._held)
+        self._oldest = _Rows(self._held)
+        self._due = _Rows(self._held)
         self._version = 0
 
     def __len__(self) -> int:
-        return len(self._entry)
+        return len(self._held)
 
     def __contains__(self, leaf: Leaf) -> bool:
-        return leaf in self._entry
+        return leaf in self._held
 
     def add(self, leaf: Leaf, touch: int, now: float) -> None:
         """Add a leaf, or rank it anew.
@@ -53,18 +106,18 @@ class EvictionOrder(Generic[Leaf]):
             now: seconds.
         """
         self._version = version = self._version + 1
-        self._entry[leaf] = version, touch
         worth, until = self._rank(leaf, now)
-        heapq.heappush(self._lowest, (worth, touch, version, leaf))
+        until = max(until, nextafter(now, inf))  # never due at once again: times are rounded
+        self._held[leaf] = version, touch, until
+        self._lowest.push((worth, touch, version, leaf))
+        if self._by_recency is not None:
+            self._oldest.push((inf if worth == inf else 0.0, touch, version, leaf))
         if until < inf:
-            # Never due at once again: sums of times are rounded.
-            heapq.heappush(self._due, (max(until, nextafter(now, inf)), version, leaf))
-        if len(self._lowest) + len(self._due) > 64 + 6 * len(self._entry):
-            self._compact()
+            self._due.push((until, touch, version, leaf))
 
     def discard(self, leaf: Leaf) -> None:
         """Remove a leaf, if it is there."""
-        self._entry.pop(leaf, None)
+        self._held.pop(leaf, None)
 
     def lowest(self, now: float) -> Leaf | None:
         """The leaf to drop first at ``now``; it stays. None: there is no leaf."""
@@ -72,84 +125,30 @@ class EvictionOrder(Generic[Leaf]):
         return first[2] if first is not None else None
 
     def peek(self, now: float) -> tuple[float, int, Leaf] | None:
-        """Worth, touch and leaf of what is to be dropped first at ``now``."""
-        due, entry = self._due, self._entry
-        while due and due[0][0] <= now:
-            _, version, leaf = heapq.heappop(due)
-            held = entry.get(leaf)
-            if held is not None and held[0] == version:
-                self.add(leaf, held[1], now)
-                due = self._due
-        lowest = self._lowest
-        while lowest:
-            worth, touch, version, leaf = lowest[0]
-            held = entry.get(leaf)
-            if held is not None and held[0] == version:
-                return worth, touch, leaf
-            heapq.heappop(lowest)
-        return None
+        """Worth, touch and leaf of what is to be dropped first at ``now``.
 
-    def _compact(self) -> None:
-        """Drop entries that no longer count; amortised over the pushes that made them."""
-        entry = self._entry
-
-        def counts(version: int, leaf: Leaf) -> bool:
-            held = entry.get(leaf)
-            return held is not None and held[0] == version
-
-        self._lowest = [row for row in self._lowest if counts(row[2], row[3])]
-        self._due = [row for row in self._due if counts(row[1], row[2])]
-        heapq.heapify(self._lowest)
-        heapq.heapify(self._due)
-
-
-class Shares:
-    """What each tenant holds of a tier, and what it may hold while others want room.
-
-    The tier is split evenly among tenants that have asked for something lately. A share binds only
-    under pressure: a tenant alone has everything.
-
-    Args:
-        capacity: of the tier, in the unit of `charge`.
-        active_s: seconds after its last request in which a tenant's share is protected.
-    """
-
-    def __init__(self, capacity: int, active_s: float = _ACTIVE_S) -> None:
-        self.capacity = capacity
-        self._active_s = active_s
-        self._held: dict[str, int] = {}
-        self._seen: dict[str, float] = {}
-
-    def place(self, tenant: str) -> str:
-        """The name under which ``tenant`` is counted; beyond `TENANTS` several share one."""
-        if tenant in self._seen or len(self._seen) < TENANTS:
-            return tenant
-        names = sorted(self._seen)
-        return names[zlib.crc32(tenant.encode()) % len(names)]
-
-    def seen(self, tenant: str, now: float) -> str:
-        """``tenant`` asked for something; returns `place`."""
-        tenant = self.place(tenant)
-        self._seen[tenant] = now
-        return tenant
-
-    def charge(self, tenant: str, amount: int) -> None:
-        """``tenant`` (a `place`) holds ``amount`` more; less where it is negative."""
-        self._held[tenant] = self._held.get(tenant, 0) + amount
-
-    def held(self, tenant: str) -> int:
-        """What ``tenant`` holds."""
-        return self._held.get(tenant, 0)
-
-    def excess(self, now: float) -> dict[str, float]:
-        """By how much each tenant that holds anything is above its share."""
-        active = {name for name, when in self._seen.items() if now - when <= self._active_s}
-        share = self.capacity / max(1, len(active))
-        return {
-            name: held - (share if name in active else 0.0)
-            for name, held in self._held.items()
-            if held
-        }
+        Of leaves whose worth has changed meanwhile a few are ranked anew, those due longest and
+        those that look lowest; of the others the worth they had counts.
+        """
+        held = self._held
+        for _ in range(_RERANKS):
+            due = self._due.first()
+            if due is None or due[0] > now:
+                break
+            self.add(due[3], held[due[3]][1], now)
+        rows = self._lowest
+        if self._by_recency is not None and self._by_recency():
+            rows = self._oldest
+        for _ in range(_RERANKS):
+            row = rows.first()
+            if row is None:
+                return None
+            _, touch, until = held[row[3]]
+            if until > now:
+                break
+            self.add(row[3], touch, now)
+        row = rows.first()
+        return None if row is None else (row[0], held[row[3]][1], row[3])
 
 
 class FairOrder(Generic[Leaf]):
@@ -159,13 +158,20 @@ class FairOrder(Generic[Leaf]):
     than its share, the least of those that hold more than theirs.
 
     Args:
-        rank: as in `EvictionOrder`.
-        tenant: who a leaf is charged to (a `Shares.place`).
+        rank, by_recency: as in `EvictionOrder`.
+        tenant: who a leaf is charged to (a place of `Tenants`).
         shares: kept up to date by the owner of the tier.
     """
 
-    def __init__(self, rank: Rank[Leaf], tenant: Callable[[Leaf], str], shares: Shares) -> None:
+    def __init__(
+        self,
+        rank: Rank[Leaf],
+        tenant: Callable[[Leaf], str],
+        shares: Shares,
+        by_recency: Callable[[], bool] | None = None,
+    ) -> None:
         self._rank = rank
+        self._by_recency = by_recency
         self._tenant = tenant
         self._shares = shares
         self._orders: dict[str, EvictionOrder[Leaf]] = {}
@@ -182,17 +188,17 @@ class FairOrder(Generic[Leaf]):
         tenant = self._tenant(leaf)
         before = self._of.get(leaf)
         if before is not None and before != tenant:
-            self._orders[before].discard(leaf)
+            self._discard(before, leaf)
         self._of[leaf] = tenant
         if tenant not in self._orders:
-            self._orders[tenant] = EvictionOrder(self._rank)
+            self._orders[tenant] = EvictionOrder(self._rank, self._by_recency)
         self._orders[tenant].add(leaf, touch, now)
 
     def discard(self, leaf: Leaf) -> None:
         """Remove a leaf, if it is there."""
         tenant = self._of.pop(leaf, None)
         if tenant is not None:
-            self._orders[tenant].discard(leaf)
+            self._discard(tenant, leaf)
 
     def lowest(self, now: float) -> Leaf | None:
         """The leaf to drop first at ``now``; it stays. None: there is no leaf."""
@@ -210,3 +216,9 @@ class FairOrder(Generic[Leaf]):
                 above = [tenant for tenant in firsts if excess.get(tenant, 0.0) > 0.0]
                 least = min(above or [least], key=lambda tenant: firsts[tenant][:2])
         return firsts[least][2]
+
+    def _discard(self, tenant: str, leaf: Leaf) -> None:
+        order = self._orders[tenant]
+        order.discard(leaf)
+        if not len(order):
+            del self._orders[tenant]

@@ -11,33 +11,34 @@ A node whose conversation has moved on without it is a branch that was rewritten
 once anything was learned. A cold policy equals LRU.
 
 Advice of clients (`announce`, `end`) is a feature like any other: it is believed as far as it came
-true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.order.Shares`
-keeps tenants apart.
+true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.shares` keeps
+tenants apart.
 
 Pure: neither torch nor SGLang is imported, time is an argument: seconds that do not go back and
 survive a restart (wall-clock time).
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
-from sglang_ext.cache.curves import AGES_S, COLD, NEXT_S, Curves, chance_of_return
+from sglang_ext.cache.curves import AGES_S, COLD, NEXT_S, Curves
 from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.pins import Pins
 from sglang_ext.cache.policy_state import restore, saved
 from sglang_ext.cache.returns import RING, ReturnModel
 from sglang_ext.cache.sessions import CONVERSATIONS, Arrival, Sessions
+from sglang_ext.cache.shadow import Shadow
 
 __all__ = ["STALE", "Policy", "PolicyLimits"]
 
 # Worth of a branch that its conversation has left.
 STALE = -1.0
-# How long a branch that was left stays unasked where a guard may change its mind.
-_STALE_S = 60.0
+# Conversations that began at a node from which on it is one that others will begin at.
+_CROWD = 4
 # What is taken to be so until the pauses of this server say otherwise, as log-odds of a return.
 _PRIOR = {"superseded": -6.0, "superseded x parallel": 8.0, "ended": -3.0}
 
@@ -69,18 +70,26 @@ class Policy:
     Args:
         limits: bounds of the state.
         seed: of the model's first weights.
+        block_tokens: for which a mark of an arrival stands.
         rank_running: also judge requests that are still running. The server need not: it holds
             their nodes. A replay that cuts what runs does.
     """
 
     def __init__(
-        self, *, limits: PolicyLimits | None = None, seed: int = 0, rank_running: bool = False
+        self,
+        *,
+        limits: PolicyLimits | None = None,
+        seed: int = 0,
+        block_tokens: int = 1,
+        rank_running: bool = False,
     ) -> None:
+        self.block_tokens = block_tokens
         self.limits = limits or PolicyLimits()
         self.sessions = Sessions(self.limits.conversations)
         self.model = _model(self.limits, seed)
         self.rank_running = rank_running
-        self._guards: list[Guard] = []
+        self._shadow = Shadow(self._joint_worth)
+        self._guards: list[tuple[Guard, int, int]] = []  # with their sides of the shadow
         self._guarded: list[list[float]] = []  # states of guards, from before a restart
         self._pins = Pins(self.limits.pin_tokens, self.limits.pin_s)
         self._curves = Curves(self.model)
@@ -101,9 +110,11 @@ class Policy:
             if before.pinned_until > now:
                 self._pins.move(before, turn)
             changed.append(before)
-        changed += self._reopen(superseded, now)
-        for guard in self._guards:
-            guard.arrive(conversation)
+        changed += self._reopen(superseded, now, back=conversation.rewrites)
+        if self._guards:
+            hits = self._shadow.arrive(turn, arrival.marks)
+            for guard, recency, learned in self._guards:
+                guard.hear(*(hits[side] * self.block_tokens for side in (recency, learned)))
         if self.rank_running:
             self._open(turn, now)
         return turn, changed
@@ -112,7 +123,7 @@ class Policy:
         """The answer to ``turn`` is complete: its pause begins. Rank its leaf anew.
 
         Args:
-            turn: as `arrive` gave it. Ignored where its conversation has moved on.
+            turn: as `arrive` gave it. Nothing is learned where its conversation has moved on.
             now: seconds.
             stop: how the answer ended; `Stop.OTHER` where nobody knows.
             output_tokens: length of the answer, -1 where nobody knows.
@@ -122,9 +133,12 @@ class Policy:
             turn.conversation.finish(now, stop, output_tokens)
             turn.begin = now
             self._open(turn, now)
-            for guard in self._guards:
-                guard.finish(turn.conversation, now)
+        elif turn.curve is None:
+            turn.begin, turn.curve = now, self._curves.average()
+        if self._guards:
+            self._shadow.finish(turn, now)
         self.model.learn(now)
+        self._curves.refresh()
 
     def guard(self, capacity_tokens: int) -> Guard:
         """A comparison with recency, for a tier that is to be no worse than that.
@@ -133,84 +147,90 @@ class Policy:
             capacity_tokens: that the tier and those above it hold.
 
         Returns:
-            The guard, kept up to date from now on; for `worth`.
+            The guard, kept up to date from now on.
         """
-        guard = Guard(capacity_tokens, self._conversation_worth)
-        for state in self._guarded:
-            guard.load(state)
-        self._guards.append(guard)
+        guard = Guard(capacity_tokens)
+        guard.load(self._guarded)
+        sides = self._shadow.add(capacity_tokens // self.block_tokens)
+        self._guards.append((guard, *sides))
         return guard
 
-    def worth(
-        self,
-        turn: Turn,
-        now: float,
-        *,
-        shared: bool = False,
-        recompute: float = 1.0,
-        guard: Guard | None = None,
-    ) -> tuple[float, float]:
-        """What holding a block is worth: hits per block and second, and until when that holds.
-
-        The least worth goes first; of equals the one that was passed longest ago.
+    def worth(self, turn: Turn, now: float) -> tuple[float, float]:
+        """What holding a block is worth that one request passed last.
 
         Args:
-            turn: the last that passed the node.
+            turn: of the request.
             now: seconds.
-            shared: others (`Conversation.owner`) have passed it too. Then it is worth no less than
-                a node of an average conversation, whatever is known of this one.
-            recompute: cost of computing this block over that of an average one. With 1 the hit rate
-                is what counts; with the real cost (it grows with depth) latency is.
-            guard: of the tier that asks. Where it does not trust what was learned, worth is that of
-                a cold policy: by age.
+
+        Returns:
+            Hits per block and second, and until when that holds. Infinity: the request runs, or is
+            pinned. `STALE`: its conversation has left the block, and something was learned.
         """
         if turn.pinned_until > now:
             return inf, turn.pinned_until
-        place = bisect_right(AGES_S, now - turn.begin)
-        until = turn.begin + NEXT_S[place]
-        if until <= now:  # the sum was rounded
-            place, until = place + 1, turn.begin + NEXT_S[place + 1]
-        place = max(0, place - 1)
         curve = turn.curve
-        if guard is not None and not guard.trusted and curve is not None:
-            return COLD[place] * recompute, until
-        if turn.conversation.turn is not turn and (self.model.steps or curve is None):
-            if not shared:
-                return STALE, inf if guard is None else now + _STALE_S
-            curve = self._curves.average()
         if curve is None:
             return inf, inf
-        worth = self._curves.worth(curve, place, now - turn.begin)
-        if shared:
-            worth = max(worth, self._curves.worth(self._curves.average(), place, now - turn.begin))
-        return worth * recompute, until
+        cold = not self.model.steps
+        if not cold and turn.conversation.turn is not turn:
+            return STALE, inf
+        place, until = _place(turn.begin, now)
+        return COLD[place] if cold else self._curves.worth(curve, place, now - turn.begin), until
 
-    def chance(self, turn: Turn, now: float, within_s: float) -> float:
-        """Chance that the conversation of ``turn`` is back within ``within_s`` from ``now``.
+    def node_worth(self, turn: Turn, end_tokens: int, now: float) -> tuple[float, float]:
+        """What holding a block of a node is worth, as `worth`.
 
-        A tier below is worth its write when this times the time saved by a hit there is more than
-        the time the write takes.
+        Args:
+            turn: the last that passed the node.
+            end_tokens: where the node ends, from the root.
+            now: seconds.
         """
-        if not turn.is_current:
-            return 0.0
-        if turn.curve is None:
-            return 1.0
-        hazard = self.model.hazard(self.sessions.features(turn.conversation)).tolist()
-        age = now - turn.begin
-        return chance_of_return(hazard, age, age + within_s)
+        last = (end_tokens - 1) // self.block_tokens
+        return self._joint_worth(self._shadow.turns(turn, last), now)
+
+    def run_begin(self, turn: Turn, end_tokens: int) -> int:
+        """Where the run of blocks begins that are worth the same, by `node_worth`, up to an end."""
+        last = (end_tokens - 1) // self.block_tokens
+        return self._shadow.begin(turn, last) * self.block_tokens
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether nothing was learned so far: the order is that of ages."""
+        return not self.model.steps
+
+    def _joint_worth(self, turns: Sequence[Turn], now: float) -> tuple[float, float]:
+        """What holding a block is worth that these have passed, the latest first.
+
+        Each conversation that may come back to it counts: a hit of any is a hit. Where several have
+        begun, others will, as often as these.
+        """
+        worth, until = self.worth(turns[0], now)
+        if len(turns) == 1:
+            return worth, until
+        cold = not self.model.steps
+        for turn in turns[1:]:
+            more, its_until = self.worth(turn, now)
+            if more != STALE:
+                worth = max(worth, more) if cold or worth == STALE else worth + more
+                until = min(until, its_until)
+        begun = [turn.begin for turn in turns if turn.conversation.turns == 1]
+        if not cold and len(begun) >= _CROWD:
+            worth = max(0.0, worth) + (len(begun) - 1) / max(1.0, now - min(begun))
+        return worth, until
 
     def announce(self, session: str, now: float, seconds: float) -> list[Turn]:
         """Advice: ``session`` pauses and will be back in about ``seconds``.
 
         Returns:
-            Turns whose worth has changed.
+            Turns whose worth has changed; none where it was said before.
         """
-        paused = []
+        paused, seconds = [], max(0.0, seconds)
         for conversation in self.sessions.of_session(session):
-            if conversation.stop != Stop.RUNNING and not conversation.superseded:
-                conversation.announced_s = max(0.0, seconds)
+            told = conversation.superseded or conversation.announced_s == seconds
+            if conversation.stop != Stop.RUNNING and not told:
+                conversation.announced_s = seconds
                 paused.append(conversation)
-        return self._reopen(paused, now)
+        return self._reopen(paused, now, advised=True)
 
     def end(self, session: str, now: float) -> list[Turn]:
         """Advice: ``session`` will not be back.
@@ -221,7 +241,7 @@ class Policy:
         ended = [c for c in self.sessions.of_session(session) if not c.ended]
         for conversation in ended:
             conversation.ended = True
-        return self._reopen(ended, now)
+        return self._reopen(ended, now, advised=True)
 
     def pin(self, session: str, now: float, seconds: float) -> list[Turn]:
         """Hold the latest conversation of ``session``, at most for `PolicyLimits.pin_s`.
@@ -259,6 +279,14 @@ class Policy:
             "pauses": self.model.opened,
             "returns": self.model.closed,
             "steps": self.model.steps,
+            "guards": [
+                {
+                    "capacity_tokens": guard.capacity_tokens,
+                    "trusted": guard.trusted,
+                    "lead_tokens": round(guard.lead_tokens),
+                }
+                for guard, *_ in self._guards
+            ],
             "curves": self._curves.by_stop(),
         }
 
@@ -267,7 +295,14 @@ class Policy:
 
         Holds digests of session names, counts and times; no prompt, no token.
         """
-        return saved(self.model, self.sessions, self._guards)
+        return saved(self.model, self.sessions, [guard for guard, *_ in self._guards])
+
+    def save_learned(self, now: float) -> bytes:
+        """What was learned, without the conversations that it was learned from, for `load`.
+
+        For another server: it will not meet these conversations. As of ``now`` nobody looks on.
+        """
+        return saved(self.model, self.sessions, [guard for guard, *_ in self._guards], now)
 
     def load(self, data: bytes, now: float) -> None:
         """Take back what `save` gave, in place of all that is known.
@@ -285,9 +320,8 @@ class Policy:
         self.model, self.sessions, self._guarded = model, sessions, restored.guards
         self._curves = Curves(model)
         self._pins.clear()
-        for guard in self._guards:
-            for row in restored.guards:
-                guard.load(row)
+        for guard, *_ in self._guards:
+            guard.load(restored.guards)
         for conversation in restored.conversations:
             if conversation.stop == Stop.RUNNING:
                 conversation.finish(conversation.arrived_s, Stop.OTHER, -1)
@@ -302,28 +336,55 @@ class Policy:
         turn.pause = self.model.open(x, turn.begin, entered=now - turn.begin, weight=weight)
         turn.curve = self.model.packed(x)
 
+    def _retold(self, turn: Turn, now: float) -> bool:
+        """Change what is known of a pause in its place; False where the model has forgotten it."""
+        x = self.sessions.features(turn.conversation)
+        if not self.model.reopen(turn.pause, x, entered=now - turn.begin):
+            return False
+        turn.curve = self.model.packed(x)
+        return True
+
     def _close(self, turn: Turn, now: float, *, back: bool) -> None:
         for pause in (turn.pause, turn.running_pause):
             if pause >= 0:
                 self.model.close(pause, now, back=back)
         turn.pause = turn.running_pause = -1
 
-    def _reopen(self, conversations: Iterable[Conversation], now: float) -> list[Turn]:
-        """More is known of pauses that are going on: judge them anew, from their age on."""
+    def _reopen(
+        self,
+        conversations: Iterable[Conversation],
+        now: float,
+        *,
+        back: int = -1,
+        advised: bool = False,
+    ) -> list[Turn]:
+        """More is known of pauses that are going on: judge them anew, from their age on.
+
+        Advice may come any number of times, so what it changes is still one pause to learn from.
+        The conversation number ``back`` came back, though not to all that it had.
+        """
         changed = []
         for conversation in conversations:
             turn = conversation.turn
-            if turn is not None and turn.curve is not None:
-                self._close(turn, now, back=False)
+            if turn is None or turn.curve is None:
+                continue
+            if not (advised and self._retold(turn, now)):
+                self._close(turn, now, back=conversation.number == back)
                 self._open(turn, now)
-                changed.append(turn)
-        for guard in self._guards:
+            changed.append(turn)
+        if self._guards:
             for turn in changed:
-                guard.rank(turn.conversation, now)
+                self._shadow.reconsider(turn, now)
         return changed
 
-    def _conversation_worth(self, conversation: Conversation, now: float) -> tuple[float, float]:
-        return self.worth(conversation.turn, now) if conversation.turn else (STALE, inf)
+
+def _place(begin: float, now: float) -> tuple[int, float]:
+    """Place in `AGES_S` of a pause's age, and until when it holds."""
+    place = bisect_right(AGES_S, now - begin)
+    until = begin + NEXT_S[place]
+    if until <= now:  # the sum was rounded
+        place, until = place + 1, begin + NEXT_S[place + 1]
+    return max(0, place - 1), until
 
 
 def _model(limits: PolicyLimits, seed: int) -> ReturnModel:

@@ -29,13 +29,27 @@ class Restored:
     guards: list[list[float]]  # states of guards
 
 
-def saved(model: ReturnModel, sessions: Sessions, guards: Iterable[Guard]) -> bytes:
-    """A state for `restore`."""
-    open_pauses = {c.number: c.turn.pause for c in sessions.latest(_KEPT) if c.turn is not None}
+def saved(
+    model: ReturnModel,
+    sessions: Sessions,
+    guards: Iterable[Guard],
+    forgotten_s: float | None = None,
+) -> bytes:
+    """A state for `restore`.
+
+    Args:
+        model: what was learned.
+        sessions: of whom.
+        guards: what it brought.
+        forgotten_s: when all conversations were left, to keep what was learned alone; None: the
+            latest conversations are kept.
+    """
+    kept = _KEPT if forgotten_s is None else 0
+    open_pauses = {c.number: c.turn.pause for c in sessions.latest(kept) if c.turn is not None}
     return to_bytes(
         {
-            "model": model.state(),
-            "sessions": sessions.state(_KEPT),
+            "model": model.state(forgotten_s),
+            "sessions": sessions.state(kept),
             "open": list(open_pauses.items()),
             "guards": [guard.state() for guard in guards],
         }

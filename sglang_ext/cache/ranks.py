@@ -20,6 +20,12 @@ class Rank(Protocol):
     def __call__(self, node: Node, now: float) -> tuple[float, float]:
         """Worth of a node, and until when it holds; infinity: for good."""
 
+    def by_recency(self) -> bool:
+        """Whether the leaf touched longest ago goes first now, whatever it is worth."""
+
+    def run_begin(self, node: Node) -> int:
+        """Where the last part of a node begins that is worth the same; a leaf may be cut there."""
+
     def stranger(self, now: float) -> Turn | None:
         """A turn for nodes that no known request has passed."""
 
@@ -31,13 +37,21 @@ class Recency:
         """All are worth the same, so the one touched longest ago goes first."""
         return 0.0, inf
 
+    def by_recency(self) -> bool:
+        """Always."""
+        return True
+
+    def run_begin(self, node: Node) -> int:
+        """All of it."""
+        return node.begin
+
     def stranger(self, now: float) -> Turn | None:
         """None: nobody asks."""
         return None
 
 
 class Learned:
-    """The worth that the policy gives to the last request that passed a node.
+    """The worth that the policy gives to the requests that passed a node.
 
     Attributes:
         guard: sees to it that a tier is no worse than under recency; None: nobody does.
@@ -49,9 +63,19 @@ class Learned:
 
     def __call__(self, node: Node, now: float) -> tuple[float, float]:
         """Ask the policy. A node without any request counts as worth nothing."""
-        if node.turn is None:
+        if node.use.turn is None:
             return 0.0, inf
-        return self.policy.worth(node.turn, now, shared=node.shared, guard=self.guard)
+        return self.policy.node_worth(node.use.turn, node.end, now)
+
+    def by_recency(self) -> bool:
+        """While nothing was learned, or the guard does not trust it."""
+        return self.policy.is_cold or (self.guard is not None and self.guard.by_recency())
+
+    def run_begin(self, node: Node) -> int:
+        """Where other conversations have left the path of the last request, at the latest."""
+        if node.use.turn is None or self.by_recency():
+            return node.begin
+        return max(node.begin, self.policy.run_begin(node.use.turn, node.end))
 
     def stranger(self, now: float) -> Turn | None:
         """A turn of which only the time is known."""

@@ -11,37 +11,53 @@ from typing import Any
 
 from sglang_ext.cache.conversation import Stop, Turn
 from sglang_ext.cache.marks import Marks
+from sglang_ext.cache.names import session_of, tenant_of
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival, session_hint
 
 __all__ = ["Clock", "Known", "Requests"]
 
 # Requests that run or wait, and answers whose session is remembered for ``previous_response_id``.
-# Default: 65,536. Cost: 300 bytes each.
+# Default: 65,536. Cost: 300 bytes each, and for those that run 43 bytes a block: 270 KB at 100,000
+# tokens in blocks of 16.
 _MOST = 65_536
+# No request moves a clock that is heard on by more; who is idle for longer catches up with a few.
+_LONGEST_STEP_S = 86_400.0
+# A request that runs for so long has ended without a word of it.
+_LONGEST_S = 21_600.0
 
 
 class Clock:
     """Seconds that never go back, equal on all ranks of a server.
 
     Args:
-        heard: take the time from the stream of requests alone, which is the same on all ranks;
-            otherwise from the system, which is not.
+        heard: what the time is taken from, of what is carried with each request: ``received``,
+            when it reached the server, which is the same on all ranks; ``told``, when its client
+            says that it came. Empty: from the system, which differs between ranks.
+
+    Attributes:
+        read: the system's time, in seconds.
     """
 
-    def __init__(self, *, heard: bool = False) -> None:
+    def __init__(self, heard: str = "") -> None:
         self._heard = heard
+        self.read: Callable[[], float] = time.time
         self._now = 0.0
 
-    def hear(self, received_s: object) -> None:
-        """A request says when it reached the server."""
-        if self._heard and isinstance(received_s, float | int) and received_s < 4e9:
-            self._now = max(self._now, float(received_s))
+    def hear(self, carried: Mapping[str, Any]) -> None:
+        """A request is here; what is carried with it (`sglang_ext.cache.carrier`) may say when.
+
+        A wrong time moves the clock on by a day at most.
+        """
+        seconds = carried.get(self._heard) if self._heard else None
+        if isinstance(seconds, float | int) and seconds < 4e9:
+            last = self._now + _LONGEST_STEP_S if self._now else seconds
+            self._now = max(self._now, float(min(seconds, last)))
 
     def __call__(self) -> float:
         """Now."""
         if not self._heard:
-            self._now = max(self._now, time.time())
+            self._now = max(self._now, self.read())
         return self._now
 
 
@@ -57,6 +73,7 @@ class Known:
     agent: bool
     marks: Sequence[int] = field(default_factory=list)
     turn: Turn | None = None
+    place: str = ""  # of its tenant, where memory is shared (`sglang_ext.cache.shares`)
     matched: bool = False
     tools: str = ""  # how the request may call tools: "", "auto" or "required"
 
@@ -69,6 +86,7 @@ class Requests:
         marks: of prompts.
         clock: seconds.
         on_end: called with a finished request, how it ended and the tokens of its answer.
+        key: of digests of names, secret.
     """
 
     def __init__(
@@ -77,13 +95,16 @@ class Requests:
         marks: Marks,
         clock: Clock,
         on_end: Callable[[Known, Stop, int], None] | None = None,
+        key: bytes = b"",
     ) -> None:
         self.policy = policy
         self.clock = clock
         self._marks = marks
         self._on_end = on_end
+        self._key = key
         self._known: OrderedDict[str, Known] = OrderedDict()
-        self._answered: OrderedDict[str, str] = OrderedDict()  # response id to session
+        # Response id to session, before it is made one of a tenant: others may know the id.
+        self._answered: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -96,7 +117,7 @@ class Requests:
         self,
         rid: str,
         tokens: Any,
-        space: tuple[str | None, ...],
+        space: tuple[str | None, str | None],
         carried: Mapping[str, Any],
         *,
         session: str | None = None,
@@ -107,7 +128,8 @@ class Requests:
         Args:
             rid: its id.
             tokens: the prompt.
-            space: salt and the like, which name the tenant.
+            space: extra key and salt, which name the tenant; SGLang appends the adapter's id to the
+                first.
             carried: what the HTTP process knows of it (`sglang_ext.cache.carrier`).
             session: what SGLang itself carries as the session's id.
             model: adapter.
@@ -118,26 +140,29 @@ class Requests:
         known = self._known.get(rid)
         if known is not None:
             return known, []
-        self.clock.hear(carried.get("received"))
+        self.clock.hear(carried)
         marks = self._marks(tokens, space)
         name = self._session(carried, session)
+        extra_key, cache_salt = space
+        tenant = tenant_of(self._key, (extra_key or "").removesuffix(model), cache_salt)
         known = Known(
             rid,
             len(tokens),
             self.clock(),
-            "|".join(part for part in space if part),
-            name,
+            tenant,
+            None if name is None else session_of(self._key, tenant, name),
             bool(carried.get("agent")),
             marks,
             tools=str(carried.get("tools") or ""),
         )
         changed: list[Turn] = []
-        if self.policy is not None:
+        if self.policy is not None and marks:  # of less than a block nothing is to be learned
             arrival = Arrival(known.tokens, marks, known.session, known.agent, model, known.tenant)
             known.turn, changed = self.policy.arrive(known.arrived_s, arrival)
         self._known[rid] = known
-        if len(self._known) > _MOST:
-            changed += self.end(next(iter(self._known)), Stop.OTHER, -1)
+        oldest = next(iter(self._known.values()))
+        if len(self._known) > _MOST or known.arrived_s - oldest.arrived_s > _LONGEST_S:
+            changed += self.end(oldest.rid, Stop.OTHER, -1)
         if name is not None:
             self._answered[rid] = name
             if len(self._answered) > _MOST:
@@ -177,7 +202,7 @@ class Requests:
         if isinstance(strong, str) and strong:
             return strong
         if stock:
-            return session_hint(kv_hints={"session_id": stock})
+            return session_hint(kv_hints={"session_id": stock}, key=self._key)
         previous = carried.get("previous")
         if isinstance(previous, str) and previous in self._answered:
             return self._answered[previous]

@@ -13,7 +13,6 @@ a next turn that changed the last blocks is still recognised.
 Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sglang_ext.cache.conversation import MODELS, Conversation, features
+from sglang_ext.cache.conversation import MODELS, Conversation, Stop, features
+from sglang_ext.cache.names import named
 
 __all__ = ["CONVERSATIONS", "LONGEST_NAME", "Arrival", "Sessions", "session_hint"]
 
@@ -31,7 +31,8 @@ __all__ = ["CONVERSATIONS", "LONGEST_NAME", "Arrival", "Sessions", "session_hint
 CONVERSATIONS = 16_384
 # Longest name of a session that clients may give; longer ones are nobody's.
 LONGEST_NAME = 512
-# Conversations of one session that a new one can supersede. More are left alone.
+# Latest conversations of one session that a new one can supersede, and that advice is about. More
+# are left alone: `user` may be one name for thousands.
 _SIBLINGS = 32
 
 
@@ -62,6 +63,8 @@ def session_hint(
     metadata: Mapping[str, object] | None = None,
     header: str | None = None,
     user: str | None = None,
+    *,
+    key: bytes = b"",
 ) -> str | None:
     """The session of a request, from what its client sent; the first source that names one wins.
 
@@ -72,10 +75,11 @@ def session_hint(
         metadata: the request's metadata; ``session_id`` counts.
         header: ``X-Session-Id``.
         user: the OpenAI field. Often one for many sessions; that is found out, not trusted.
+        key: secret of the server.
 
     Returns:
-        32 hexadecimal digits: names are not kept in plain, they may be those of people. None
-        where nobody names one.
+        32 hexadecimal digits (`names.named`): names are not kept in plain, they may be those of
+        people. None where nobody names one.
     """
     sources: tuple[tuple[str, object], ...] = (
         ("session", (kv_hints or {}).get("session_id")),
@@ -86,8 +90,7 @@ def session_hint(
     )
     for kind, name in sources:
         if isinstance(name, str) and name:
-            digest = hashlib.blake2b(f"{kind}:{name}".encode(), digest_size=16)
-            return digest.hexdigest() if kind else name
+            return named(key, kind, name) if kind else name
     return None
 
 
@@ -115,12 +118,13 @@ class Sessions:
 
         Returns:
             The conversation, already moved on to this request; and the conversations that its
-            beginning supersedes.
+            beginning supersedes, first the one whose end it has rewritten, if it has
+            (`Conversation.rewrites`).
         """
-        conversation = self._continued(arrival)
+        conversation, whole = self._continued(arrival)
         superseded = []
-        if conversation is None:
-            conversation = self._begin(arrival, now)
+        if conversation is None or not whole:
+            conversation = self._begin(arrival, now, conversation)
             superseded = self._supersede(conversation)
         else:
             key = conversation.session
@@ -138,8 +142,8 @@ class Sessions:
         return features(conversation, 0 if key is None else self._parallel.get(key, 0))
 
     def of_session(self, session: str) -> Iterable[Conversation]:
-        """Conversations of ``session`` that are remembered, the oldest first."""
-        for number in self._sessions.get(session, ()):
+        """The latest conversations of ``session``, a bounded number of them, the oldest first."""
+        for number in self._sessions.get(session, ())[-_SIBLINGS:]:
             yield self._all[number]
 
     def head(self, mark: int) -> Conversation | None:
@@ -149,7 +153,7 @@ class Sessions:
 
     def latest(self, limit: int) -> list[Conversation]:
         """The ``limit`` conversations that were quiet for the shortest time, the latest last."""
-        return list(self._all.values())[-limit:]
+        return list(self._all.values())[-limit:] if limit else []
 
     def state(self, limit: int) -> dict[str, Any]:
         """`latest`, as plain values; `load` takes them back."""
@@ -182,31 +186,44 @@ class Sessions:
                 self._sessions.setdefault(conversation.session, []).append(conversation.number)
         return loaded
 
-    def _continued(self, arrival: Arrival) -> Conversation | None:
-        """The conversation whose last prompt this one extends, the deepest match first."""
+    def _continued(self, arrival: Arrival) -> tuple[Conversation | None, bool]:
+        """The conversation whose last prompt this one extends, the deepest match first.
+
+        And whether it goes on in this prompt. It does not where more than a block of its end has
+        changed, which may be a branch beside it, nor while its last request runs.
+        """
         marks = arrival.marks
         for depth in range(len(marks) - 1, -1, -1):
             number = self._heads.get(marks[depth])
             if number is None:
                 continue
             conversation = self._all[number]
-            if conversation.blocks - depth - 1 <= _may_lose(conversation, arrival):
-                return conversation
+            lost = conversation.blocks - depth - 1
+            if lost <= _may_lose(conversation, arrival):
+                return conversation, lost <= 1 and conversation.stop != Stop.RUNNING
         if marks or arrival.session is None:
-            return None
+            return None, False
         # Without marks a prompt that is not shorter is taken for the next turn of the latest one.
         for number in reversed(self._sessions.get(arrival.session, ())):
             conversation = self._all[number]
             if conversation.agent == arrival.agent and arrival.tokens >= conversation.tokens:
-                return conversation
-        return None
+                return conversation, conversation.stop != Stop.RUNNING
+        return None, False
 
-    def _begin(self, arrival: Arrival, now: float) -> Conversation:
+    def _begin(self, arrival: Arrival, now: float, origin: Conversation | None) -> Conversation:
         model = self._models.get(arrival.model, MODELS)
         if model == MODELS and len(self._models) < MODELS:
             model = self._models[arrival.model] = len(self._models)
-        conversation = Conversation(self._next, arrival.session, arrival.agent, model)
-        conversation.end_s = now
+        if origin is None:
+            conversation = Conversation(self._next, arrival.session, arrival.agent, model)
+            conversation.end_s = now
+        else:
+            conversation = origin.fork(self._next)
+            conversation.agent, conversation.model = arrival.agent, model
+            if arrival.session is not None:
+                conversation.session = arrival.session
+            if origin.stop != Stop.RUNNING:
+                conversation.rewrites = origin.number
         self._next += 1
         self._all[conversation.number] = conversation
         if len(self._all) > self.limit:
@@ -221,11 +238,13 @@ class Sessions:
         superseded = []
         for number in numbers[-_SIBLINGS:]:
             older = self._all[number]
-            if older.agent == conversation.agent and not older.superseded:
+            if older.stop == Stop.RUNNING or older.agent != conversation.agent:
+                continue
+            if not older.superseded or number == conversation.rewrites:
                 older.superseded = True
                 superseded.append(older)
         numbers.append(conversation.number)
-        return superseded
+        return sorted(superseded, key=lambda older: older.number != conversation.rewrites)
 
     def _register(self, conversation: Conversation, marks: Sequence[int]) -> None:
         self._unregister(conversation)

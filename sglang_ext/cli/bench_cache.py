@@ -56,7 +56,7 @@ def cache(rounds: int, leaves: str, cores: str, page_tokens: int, json_file: Pat
 
 def _print(result: dict[str, Any]) -> None:
     table = Table(title="microseconds a request, medians", title_justify="left")
-    for heading in ("leaves", "core", "match", "insert", "evict", "sum", "of rust", "policy"):
+    for heading in ("leaves", "core", "match", "insert", "evict", "policy", "sum", "of rust"):
         table.add_column(heading, justify="left" if heading == "core" else "right", no_wrap=True)
     rust = {row["leaves"]: row["sum_us"] for row in result["tree"] if row["core"] == "rust"}
     for row in result["tree"]:
@@ -64,9 +64,10 @@ def _print(result: dict[str, Any]) -> None:
         table.add_row(
             f"{row['leaves']:,}",
             row["core"],
-            *(f"{row[name]:,.0f}" for name in ("match_us", "insert_us", "evict_us", "sum_us")),
-            f"{row['sum_us'] / best:.2f}" if best else "",
+            *(f"{row[name]:,.0f}" for name in ("match_us", "insert_us", "evict_us")),
             f"{row['policy_us']:,.0f}" if row["core"] == "sglang_ext" else "",
+            f"{row['sum_us']:,.0f}",
+            f"{row['sum_us'] / best:.2f}" if best else "",
         )
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     for finding in result["findings"]:

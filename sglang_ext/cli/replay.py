@@ -12,14 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sglang_ext.cache.learned_file import read_state, write_state
+from sglang_ext.cache.policy import Policy
 from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.config.sizes import parse_tokens
 from sglang_ext.errors import ConfigError
 from sglang_ext.replay.record import record
 from sglang_ext.replay.rivals import RIVALS
-from sglang_ext.replay.run import ANSWERS, POLICIES, Replay, replay
+from sglang_ext.replay.run import ANSWERS, HOLDING, POLICIES, Replay, replay
 from sglang_ext.replay.sizing import ladder, needed_tokens
-from sglang_ext.replay.trace import read_trace
+from sglang_ext.replay.trace import Trace, read_trace
 
 __all__ = ["replay_command"]
 
@@ -94,6 +96,11 @@ class _PoliciesParam(click.ParamType[tuple[str, ...]]):
     help="Tokens in each tier, beside each other; in place of --capacity-tokens.",
 )
 @click.option(
+    "--inclusive",
+    is_flag=True,
+    help="Of --tiers: each tier also holds what those above it hold, as in the server.",
+)
+@click.option(
     "--window",
     "window_s",
     type=click.FloatRange(min=0),
@@ -122,7 +129,22 @@ class _PoliciesParam(click.ParamType[tuple[str, ...]]):
     default=ANSWERS[0],
     show_default=True,
     help="When a policy is told how an answer ended: with its request; when it is complete; then, "
-    "and what runs is held beside the capacity.",
+    "and what runs is held beside the capacity; or within it, as in SGLang.",
+)
+@click.option(
+    "--load-policy",
+    "load_from",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What ext has learned already: of --save-policy, or policy.state below a --ext-l3-dir.",
+)
+@click.option(
+    "--save-policy",
+    "save_to",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write what ext has learned; as policy.state below the --ext-l3-dir of a server that is "
+    "not running, it starts with that.",
 )
 @click.option(
     "--wished-hit",
@@ -143,10 +165,13 @@ def replay_command(
     policies: tuple[str, ...],
     capacities: tuple[int, ...] | None,
     tiers: tuple[int, ...] | None,
+    inclusive: bool,
     window_s: float,
     seed: int,
     block_tokens: int | None,
     answers: str,
+    load_from: Path | None,
+    save_to: Path | None,
     wished_hit: float | None,
     record_to: Path | None,
     json_file: Path | None,
@@ -156,16 +181,13 @@ def replay_command(
     Each policy runs once over the trace, all capacities beside each other. lru to arc are what
     caches do elsewhere; belady knows the future.
     """
-    if tiers and (capacities or len(tiers) > 3):
-        raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
+    _check_tiers(tiers, capacities, inclusive=inclusive, wished_hit=wished_hit)
     if not isfinite(window_s):
         raise ConfigError("--window is not a number of seconds")
-    if tiers and wished_hit is not None:
-        raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
-    if answers == "held" and set(policies) & set(RIVALS):
-        raise ConfigError("--answers held is of ext, lru and belady", fix="name them: --policies")
-    if record_to is not None and len(traces) != 1:
-        raise ConfigError(f"--record takes one log, not {len(traces)}")
+    _check_policies(policies, answers, load_from, save_to)
+    for flag, file in (("--record", record_to), ("--save-policy", save_to)):
+        if file is not None and len(traces) != 1:
+            raise ConfigError(f"{flag} takes one file, not {len(traces)}")
     open_json(json_file)
     if record_to is not None:
         traces = [_recorded(traces[0], record_to, block_tokens)]
@@ -175,18 +197,24 @@ def replay_command(
         trace = read_trace(file)
         coarse = trace.coarser(block_tokens or trace.block_tokens)
         sizes = capacities or tuple(ladder(trace.footprint_tokens, coarse.block_tokens))
+        begin_s, end_s = _times(trace, seed, window_s)
+        policy = _policy(seed, load_from, begin_s)
         with _progress() as on_step:
             found = replay(
                 trace,
                 policies,
                 sizes,
                 tiers=tiers or (),
+                inclusive=inclusive,
                 seed=seed,
                 window_s=window_s,
                 block_tokens=block_tokens,
                 answers=answers,
+                policy=policy,
                 on_step=on_step,
             )
+        if save_to is not None:
+            write_state(save_to, policy.save_learned(end_s))
         result = found.as_json()
         _show(found, policies, tiered=bool(tiers))
         if not tiers:
@@ -198,6 +226,46 @@ def replay_command(
         results.append(result)
     write_json(json_file, results[0] if len(results) == 1 else {"traces": results})
     sys.exit(1 if unreached else 0)
+
+
+def _check_tiers(
+    tiers: tuple[int, ...] | None,
+    capacities: tuple[int, ...] | None,
+    *,
+    inclusive: bool,
+    wished_hit: float | None,
+) -> None:
+    if inclusive and not tiers:
+        raise ConfigError("--inclusive is of --tiers", fix="give their sizes, or leave it away")
+    if tiers and (capacities or len(tiers) > 3):
+        raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
+    if tiers and wished_hit is not None:
+        raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
+
+
+def _check_policies(
+    policies: tuple[str, ...], answers: str, load_from: Path | None, save_to: Path | None
+) -> None:
+    if answers in HOLDING and set(policies) & set(RIVALS):
+        raise ConfigError(
+            f"--answers {answers} is of ext, lru and belady", fix="name them: --policies"
+        )
+    if (load_from or save_to) and "ext" not in policies:
+        raise ConfigError("--load-policy and --save-policy are of ext; name it in --policies")
+
+
+def _policy(seed: int, load_from: Path | None, now: float) -> Policy:
+    """What ``ext`` begins with."""
+    policy = Policy(seed=seed)
+    if load_from is not None:
+        policy.load(read_state(load_from), now)
+    return policy
+
+
+def _times(trace: Trace, seed: int, window_s: float) -> tuple[float, float]:
+    """Of the first and of the last request, in seconds."""
+    times = trace.starts(seed, window_s).tolist() or [0.0]
+    return min(times), max(times)
 
 
 def _recorded(log: Path, to: Path, block_tokens: int | None) -> Path:

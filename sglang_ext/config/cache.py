@@ -6,15 +6,19 @@ from sglang_ext.config.flag import Flag, parse_dir, parse_file
 from sglang_ext.config.sizes import format_size, parse_size, parse_tokens
 from sglang_ext.errors import ConfigError
 
-__all__ = ["DEFAULT_PAGE_TOKENS", "FLAGS", "POLICIES", "CacheConfig", "check_together"]
+__all__ = ["CLOCKS", "DEFAULT_PAGE_TOKENS", "FLAGS", "POLICIES", "CacheConfig", "check_together"]
 
 # ext: the learned policy; lru: recency, leaf first; stock: SGLang's own tree and policy.
 POLICIES = ("ext", "lru", "stock")
+# system: the machine's; requests: what each request says (`sglang_ext.cache.carrier`).
+CLOCKS = ("system", "requests")
 
 # Pages of this many tokens unless the user says otherwise: the largest page at which a
 # 1,500-token shared prefix still loses less than 5 % to the unfinished page at its end.
 DEFAULT_PAGE_TOKENS = 64
 
+# Beyond this share of device memory pins would leave too little to everybody else.
+_MOST_PINNED = 50
 # Less than any page is a size whose unit was forgotten.
 _LEAST_L2_BYTES = 1_000_000
 
@@ -33,6 +37,8 @@ class CacheConfig:
     policy: str | None = None
     record: str | None = None
     record_bytes: int | None = None
+    clock: str | None = None
+    pin_share: float | None = None
 
     @property
     def steered(self) -> bool:
@@ -46,10 +52,29 @@ def _parse_policy(text: str) -> str:
     return text
 
 
+def _parse_clock(text: str) -> str:
+    if text not in CLOCKS:
+        raise ConfigError(f"{text!r} is not a clock; expected {', '.join(CLOCKS)}")
+    return text
+
+
 def _parse_admit(text: str) -> str:
     if text not in ("all", "second"):
         raise ConfigError(f"{text!r} is not a rule; expected all or second")
     return text
+
+
+def _parse_share(text: str) -> float:
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0.0 <= percent <= _MOST_PINNED:
+        raise ConfigError(
+            f"{text!r} is not a share that may be pinned; expected a percentage between 0 and "
+            f"{_MOST_PINNED}"
+        )
+    return percent / 100.0
 
 
 FLAGS: tuple[Flag, ...] = (
@@ -133,6 +158,24 @@ FLAGS: tuple[Flag, ...] = (
         parse_size,
         "SIZE",
     ),
+    Flag(
+        "--ext-cache-clock",
+        "clock",
+        "By which clock the policy measures pauses: system, or requests, the header X-Request-Time "
+        "(seconds) of each request, to send recorded traffic again faster than it came; whoever "
+        "may send requests sets that clock. Default: system.",
+        _parse_clock,
+        "{system,requests}",
+    ),
+    Flag(
+        "--ext-cache-pins",
+        "pin_share",
+        "Percentage of the device tier that the pins of one tenant may hold, for an hour at most; "
+        "0 refuses pins. Default: 5. Pins are taken on trust: more "
+        "costs hits where they are wrong.",
+        _parse_share,
+        "PERCENT",
+    ),
 )
 
 
@@ -143,7 +186,11 @@ def check_together(cache: CacheConfig) -> None:
         ConfigError: names the flags.
     """
     if not cache.enabled:
-        given = [f.name for f in FLAGS if f.field != "enabled" and getattr(cache, f.field)]
+        given = [
+            flag.name
+            for flag in FLAGS
+            if flag.field != "enabled" and getattr(cache, flag.field) is not None
+        ]
         if given:
             raise ConfigError(f"{given[0]} does nothing without --ext-cache; add --ext-cache")
         return
@@ -162,6 +209,11 @@ def check_together(cache: CacheConfig) -> None:
     if cache.record and not cache.steered:
         raise ConfigError(
             "--ext-cache-record needs a policy of ours, which sees the requests; drop "
+            "--ext-cache-policy stock"
+        )
+    if cache.clock and not cache.steered:
+        raise ConfigError(
+            "--ext-cache-clock is of a policy of ours, which measures pauses; drop "
             "--ext-cache-policy stock"
         )
     for flag in FLAGS:

@@ -32,13 +32,13 @@ def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespa
     from sglang_ext import arguments
 
     record = arguments.carry_config(original, cls, args)
-    steered = arguments.tree_settings(record) is not None
+    settings = arguments.tree_settings(record)
     enforced = arguments.config_of(record).tools.enforce
-    open_group(*["front"] * steered, *["tools_front"] * enforced)
+    open_group(*["front"] * (settings is not None), *["tools_front"] * enforced)
     if enforced and getattr(record, "enable_metrics", False):
         metrics.switch_on()
-    if steered:
-        front.add_routes(getattr(record, "dp_size", 1) or 1)
+    if settings is not None:
+        front.add_routes(getattr(record, "dp_size", 1) or 1, settings.secret)
     return record
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sglang_ext.cache.conversation import Turn
 from sglang_ext.cache.order import EvictionOrder
+from sglang_ext.cache.use import Use, handed_up
 from sglang_ext.replay.tree import PromptTree
 
 __all__ = ["Place", "PrefixCache"]
@@ -13,8 +15,7 @@ class Place(NamedTuple):
     """What a ranking may know of a leaf, beside the time."""
 
     node: int
-    touch: int  # step of the request that passed it last
-    shared: bool  # conversations other than that request's have passed it
+    use: Use  # touches are steps
 
 
 class PrefixCache:
@@ -25,16 +26,17 @@ class PrefixCache:
     when a leaf is dropped: a node is as recent as the last request through it, and a request costs
     what it misses, not what it is long.
 
-    The path of a request that is being answered can be held: it stays, and takes no room, as a
-    server has it in memory that is no cache then.
+    The path of a request that is being answered can be held: it stays, while others make room.
 
-    ASSUMPTION: what two requests that are held share makes room twice.
+    ASSUMPTION: with ``beside``, what two requests that are held share makes room twice.
 
     Args:
         tree: all prompts.
         capacity: blocks.
         rank: worth of a leaf at a time, and until when it holds.
-        owner: who passed at a step; leaves of several owners count as shared.
+        by_recency: whether recency orders it now, see `EvictionOrder`.
+        turn: of the request of a step; None: nobody asks.
+        beside: what is held takes no room, as if it were in memory that is no cache then.
     """
 
     def __init__(
@@ -42,7 +44,10 @@ class PrefixCache:
         tree: PromptTree,
         capacity: int,
         rank: Callable[[Place, float], tuple[float, float]],
-        owner: Callable[[int], object] | None = None,
+        by_recency: Callable[[], bool] | None = None,
+        turn: Callable[[int], Turn | None] = lambda step: None,
+        *,
+        beside: bool = True,
     ) -> None:
         self.tree = tree
         self.capacity = capacity
@@ -50,17 +55,17 @@ class PrefixCache:
         self.hit = 0
         self.resident = [0] * len(tree)
         self._children = [0] * len(tree)
-        self._touch = [-1] * len(tree)
-        self._shared = [False] * len(tree)
+        self._use = [Use()] * len(tree)
         self._holders = [0] * len(tree)
-        self._held = 0  # blocks of paths that are held
-        self._owner = owner
-        touch, shared = self._touch, self._shared
+        self._beside = beside
+        self._held = 0  # blocks of paths that are held, where they take no room
+        self._turn = turn
+        use = self._use
 
         def ranked(leaf: int, now: float) -> tuple[float, float]:
-            return rank(Place(leaf, touch[leaf], shared[leaf]), now)
+            return rank(Place(leaf, use[leaf]), now)
 
-        self._order: EvictionOrder[int] = EvictionOrder(ranked)
+        self._order: EvictionOrder[int] = EvictionOrder(ranked, by_recency)
 
     def access(self, leaf: int, step: int, now: float, *, hold: bool = False) -> None:
         """Look the path to ``leaf`` up, insert it, cut to capacity; ``hold`` it until `release`."""
@@ -80,10 +85,10 @@ class PrefixCache:
                 if not self._children[above]:
                     self._order.discard(above)
                 self._children[above] += 1
-        self._touch[leaf] = step
+        self._use[leaf] = Use(step, self._turn(step))
         if hold:
             self._holders[leaf] += 1
-            self._held += self.tree.end[leaf]
+            self._held += self.tree.end[leaf] if self._beside else 0
             self._order.discard(leaf)
         else:
             self._offer(leaf, now)
@@ -92,14 +97,16 @@ class PrefixCache:
     def release(self, leaf: int, now: float) -> None:
         """The path to ``leaf`` is held once less."""
         self._holders[leaf] -= 1
-        self._held -= self.tree.end[leaf]
+        self._held -= self.tree.end[leaf] if self._beside else 0
         self._offer(leaf, now)
         self._cut(now)
 
     def reconsider(self, leaf: int, now: float) -> None:
-        """The worth of the path that ends at ``leaf`` has changed."""
+        """The worth of the path that ends at ``leaf`` has changed, and of what is left of it."""
+        while leaf >= 0 and not self.resident[leaf]:
+            leaf = self.tree.parent[leaf]
         if leaf in self._order:
-            self._order.add(leaf, self._touch[leaf], now)
+            self._order.add(leaf, self._use[leaf].touch, now)
 
     def check_integrity(self) -> None:
         """Raise where the state contradicts itself; for tests.
@@ -125,7 +132,8 @@ class PrefixCache:
             free = bool(blocks and not children[node] and not self._holders[node])
             if free != (node in self._order):
                 raise ValueError(f"node {node} is a leaf and not in the order, or the reverse")
-        if self.used != sum(resident) or self.used > self.capacity + self._held:
+        over = self.used > self.capacity + self._held and (self._beside or len(self._order))
+        if self.used != sum(resident) or over:
             raise ValueError(f"{self.used} of {self.capacity} blocks used, {sum(resident)} held")
 
     def _fill(self, node: int) -> None:
@@ -147,22 +155,19 @@ class PrefixCache:
             self.used -= size
             self._order.discard(leaf)
             self._hand_up(leaf, now)
+            # Who comes back to it finds a node that nobody has passed yet, as in a server.
+            self._use[leaf] = Use()
 
     def _hand_up(self, leaf: int, now: float) -> None:
         """``leaf`` is gone: its parent was passed whenever it was, and may be a leaf now."""
         above = self.tree.parent[leaf]
         if above < 0:
             return
-        touch, shared = self._touch, self._shared
-        mine, theirs = touch[leaf], touch[above]
-        if self._owner is not None and theirs >= 0:
-            others = self._owner(mine) != self._owner(theirs)
-            shared[above] = shared[above] or shared[leaf] or others
-        touch[above] = max(mine, theirs)
+        self._use[above] = handed_up(self._use[leaf], self._use[above])
         self._children[above] -= 1
         self._offer(above, now)
 
     def _offer(self, node: int, now: float) -> None:
         """Put ``node`` into the order if it can be dropped."""
         if not self._children[node] and not self._holders[node]:
-            self._order.add(node, self._touch[node], now)
+            self._order.add(node, self._use[node].touch, now)

@@ -1,7 +1,6 @@
 """What orders a leaf-first cache: recency, the future, or the policy of the server."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from math import inf
 from typing import Protocol
 
@@ -9,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_ext.cache.conversation import STOP_NAMES, Stop, Turn
-from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival
 from sglang_ext.replay.cache import Place
@@ -19,6 +17,7 @@ from sglang_ext.replay.tree import PromptTree, next_uses
 __all__ = ["Belady", "Learned", "Rank", "Ranking", "Recency", "block_paths"]
 
 Rank = Callable[[Place, float], tuple[float, float]]
+ByRecency = Callable[[], bool] | None
 
 _STOPS = {name: stop for stop, name in STOP_NAMES.items()}
 
@@ -32,11 +31,11 @@ class Ranking(Protocol):
     def finish(self, step: int, now: float) -> Iterable[int]:
         """The answer to the request of ``step`` is complete; returns as `arrive`."""
 
-    def tier(self, capacity_tokens: int) -> Rank:
-        """Worth of a leaf, and until when it holds; the lowest goes first."""
+    def tier(self, capacity_tokens: int) -> tuple[Rank, ByRecency]:
+        """Worth of a leaf and until when it holds, and whether recency orders the tier instead."""
 
-    def owner(self, step: int) -> object:
-        """Who made the request of ``step``: leaves of several are shared."""
+    def turn(self, step: int) -> Turn | None:
+        """The turn of the request of ``step``."""
 
 
 class Recency:
@@ -50,17 +49,17 @@ class Recency:
         """Nothing to learn."""
         return ()
 
-    def tier(self, capacity_tokens: int) -> Rank:
+    def tier(self, capacity_tokens: int) -> tuple[Rank, ByRecency]:
         """The same for all capacities."""
-        return self.rank
+        return self.rank, None
 
     def rank(self, place: Place, now: float) -> tuple[float, float]:
         """By the last request through the leaf."""
-        return float(place.touch), inf
+        return float(place.use.touch), inf
 
-    def owner(self, step: int) -> object:
-        """All are one."""
-        return 0
+    def turn(self, step: int) -> Turn | None:
+        """Nobody asks."""
+        return None
 
 
 class Belady(Recency):
@@ -95,7 +94,9 @@ class Learned:
 
     def __init__(self, tree: PromptTree, trace: Trace, order: IntArray, policy: Policy) -> None:
         self.policy = policy
+        self.policy.block_tokens = trace.block_tokens
         self._leaf = tree.leaf
+        self._ends = [end * trace.block_tokens for end in tree.end]
         self._paths = block_paths(trace)
         self._trace = trace
         self._tokens = trace.input_tokens.tolist()
@@ -127,21 +128,19 @@ class Learned:
         self.policy.finish(turn, now, stop, self._outputs[turn.place])
         return (self._leaf[turn.place],)
 
-    def tier(self, capacity_tokens: int) -> Rank:
+    def tier(self, capacity_tokens: int) -> tuple[Rank, ByRecency]:
         """Ask the policy, under the eyes of a guard."""
-        return partial(self.rank, guard=self.policy.guard(capacity_tokens))
+        return self.rank, self.policy.guard(capacity_tokens).by_recency
 
-    def rank(self, place: Place, now: float, guard: Guard | None = None) -> tuple[float, float]:
+    def rank(self, place: Place, now: float) -> tuple[float, float]:
         """Ask the policy."""
-        turn = self._turns[place.touch]
-        if turn is None:
-            return -inf, inf
-        return self.policy.worth(turn, now, shared=place.shared, guard=guard)
+        if place.use.turn is None:
+            return 0.0, inf
+        return self.policy.node_worth(place.use.turn, self._ends[place.node], now)
 
-    def owner(self, step: int) -> object:
-        """The session, or the conversation where nobody names one."""
-        turn = self._turns[step]
-        return turn.conversation.owner if turn else None
+    def turn(self, step: int) -> Turn | None:
+        """As the policy gave it."""
+        return self._turns[step]
 
 
 def block_paths(trace: Trace) -> list[npt.NDArray[np.int32]]:

@@ -14,10 +14,12 @@ from sglang_ext.replay.rivals import RIVALS
 from sglang_ext.replay.trace import IntArray, Trace
 from sglang_ext.replay.tree import PromptTree
 
-__all__ = ["ANSWERS", "POLICIES", "Replay", "Row", "replay"]
+__all__ = ["ANSWERS", "HOLDING", "POLICIES", "Replay", "Row", "replay"]
 
 POLICIES = ("ext", "lru", *RIVALS, "belady")
-ANSWERS = ("at-once", "late", "held")
+# When a policy is told how an answer ended; what runs is held with the latter two.
+ANSWERS = ("at-once", "late", "held", "pooled")
+HOLDING = ("held", "pooled")
 
 # Called with the policy, requests done and requests in all.
 OnStep = Callable[[str, int, int], None]
@@ -49,6 +51,7 @@ class Replay:
     requests: int
     answers: str
     rows: tuple[Row, ...]
+    inclusive: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Fields as documented in docs/replay.md."""
@@ -65,10 +68,12 @@ def replay(
     capacities: Sequence[int],
     *,
     tiers: Sequence[int] = (),
+    inclusive: bool = False,
     seed: int = 0,
     window_s: float = 0.0,
     block_tokens: int | None = None,
     answers: str = "at-once",
+    policy: Policy | None = None,
     on_step: OnStep = lambda policy, done, total: None,
 ) -> Replay:
     """Run ``trace`` through ``policies``.
@@ -77,22 +82,25 @@ def replay(
         trace: the requests.
         policies: names out of `POLICIES`.
         capacities: tokens; one row each. Ignored with ``tiers``.
-        tiers: tokens that L1, L2, L3 hold beside each other (up to three); one row a policy.
+        tiers: tokens that L1, L2, L3 hold (up to three); one row a policy.
+        inclusive: each tier also holds what those above it hold, as in a server that writes
+            through; otherwise they hold disjoint parts.
         seed: of the starts of sessions.
         window_s: within which sessions start, where the trace is timed by sessions.
         block_tokens: tokens a block; the trace's own by default.
         answers: out of `ANSWERS`. A request is one instant, the end of its answer too
             (``at-once``); or the policy is told of that end when the answer is complete, and what
             runs is cut like the rest (``late``); or is held until then, beside the capacity
-            (``held``).
+            (``held``) or within it (``pooled``, as in SGLang).
+        policy: what ``ext`` has learned already; it goes on learning. Default: nothing.
         on_step: called now and then.
 
     Raises:
         TraceError: ``block_tokens`` does not fit the trace.
-        ValueError: a rival with ``held``.
+        ValueError: a rival with ``held`` or ``pooled``.
     """
     untimed = [name for name in policies if name in RIVALS]
-    if answers == "held" and untimed:
+    if answers in HOLDING and untimed:
         raise ValueError(f"{', '.join(untimed)}: cannot hold what runs")
     footprint = trace.footprint_tokens
     trace = trace.coarser(block_tokens or trace.block_tokens)
@@ -100,27 +108,28 @@ def replay(
     order = np.argsort(when, kind="stable")
     times = when.tolist()
     tree = PromptTree.of(trace)
-    # Tiers hold disjoint parts, the more worth the higher: a row of nested caches.
-    sizes = np.cumsum(tiers).tolist() if tiers else list(capacities)
+    # The more worth the higher: a row of nested caches.
+    nest = np.maximum.accumulate if inclusive else np.cumsum
+    sizes = nest(tiers).tolist() if tiers else list(capacities)
     blocks = [size // trace.block_tokens for size in sizes]
     rows: list[Row] = []
-    for policy in policies:
-        step = _progress(policy, len(order), on_step)
-        if policy in RIVALS:
-            hits = _run_rival(policy, trace, order, blocks, step)
+    for name in policies:
+        step = _progress(name, len(order), on_step)
+        if name in RIVALS:
+            hits = _run_rival(name, trace, order, blocks, step)
         else:
-            ranking = _ranking(policy, tree, trace, order, seed, answers)
+            learned = policy or Policy(seed=seed)
+            learned.rank_running = answers == "late"
+            ranking = _ranking(name, tree, trace, order, learned)
             takes = None if answers == "at-once" else trace.answer_s.tolist()
-            run = _Run(
-                ranking, tree, order, blocks, trace.block_tokens, takes, hold=answers == "held"
-            )
+            run = _Run(ranking, tree, order, blocks, trace.block_tokens, takes, answers)
             for place, request in enumerate(order.tolist()):
                 run.step(place, times[request])
                 step(place + 1)
-            hits = [cache.hit for cache in run.caches]
+            hits = run.served if inclusive and tiers else [cache.hit for cache in run.caches]
         total = max(1, int(trace.blocks.sum()))
         shares = [hit / total for hit in hits]
-        rows += _rows(policy, sizes, shares, tiered=bool(tiers))
+        rows += _rows(name, sizes, shares, tiered=bool(tiers))
     return Replay(
         trace=trace.name,
         seed=seed,
@@ -131,6 +140,7 @@ def replay(
         requests=len(trace),
         answers=answers,
         rows=tuple(rows),
+        inclusive=inclusive,
     )
 
 
@@ -142,14 +152,12 @@ def _rows(policy: str, sizes: list[int], shares: list[float], *, tiered: bool) -
     return [Row(policy, sizes[-1], shares[-1], *parts)]
 
 
-def _ranking(
-    policy: str, tree: PromptTree, trace: Trace, order: IntArray, seed: int, answers: str
-) -> Ranking:
-    if policy == "belady":
+def _ranking(name: str, tree: PromptTree, trace: Trace, order: IntArray, policy: Policy) -> Ranking:
+    if name == "belady":
         return Belady(tree, order)
-    if policy == "lru":
+    if name == "lru":
         return Recency()
-    return Learned(tree, trace, order, Policy(seed=seed, rank_running=answers == "late"))
+    return Learned(tree, trace, order, policy)
 
 
 class _Run:
@@ -162,7 +170,11 @@ class _Run:
         blocks: capacities.
         block_tokens: tokens a block.
         answer_s: seconds that each answer takes; None: none.
-        hold: hold what runs.
+        answers: out of `ANSWERS`.
+
+    Attributes:
+        caches: one a capacity.
+        served: blocks that each cache or one before it had, request by request.
     """
 
     def __init__(
@@ -173,19 +185,25 @@ class _Run:
         blocks: list[int],
         block_tokens: int,
         answer_s: list[float] | None = None,
-        *,
-        hold: bool = False,
+        answers: str = ANSWERS[0],
     ) -> None:
         self._ranking = ranking
         self._leaf = tree.leaf
         self._order = order.tolist()
         self._answer_s = answer_s
-        self._hold = hold
+        self._hold = answers in HOLDING
         self._running: list[tuple[float, int]] = []
         self.caches = [
-            PrefixCache(tree, size, ranking.tier(size * block_tokens), ranking.owner)
+            PrefixCache(
+                tree,
+                size,
+                *ranking.tier(size * block_tokens),
+                ranking.turn,
+                beside=answers == "held",
+            )
             for size in blocks
         ]
+        self.served = [0] * len(blocks)
 
     def step(self, step: int, now: float) -> None:
         """The next request is here."""
@@ -198,8 +216,12 @@ class _Run:
         else:
             heapq.heappush(self._running, (now + self._answer_s[request], step))
         if self._leaf[request] >= 0:
-            for cache in self.caches:
+            most = 0
+            for place, cache in enumerate(self.caches):
+                before = cache.hit
                 cache.access(self._leaf[request], step, now, hold=self._hold)
+                most = max(most, cache.hit - before)
+                self.served[place] += most
 
     def _complete(self, when: float, step: int) -> None:
         self._reconsider(self._ranking.finish(step, when), when)

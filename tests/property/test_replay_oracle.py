@@ -92,7 +92,7 @@ def test_a_cold_policy_equals_recency(trace, capacity, gaps):
     when = np.cumsum(gaps).tolist()
     policy = Policy()
     cold = Learned(tree, trace, order, policy)
-    ours = PrefixCache(tree, capacity, cold.rank, cold.owner)
+    ours = PrefixCache(tree, capacity, *cold.tier(capacity), cold.turn)
     lru = PrefixCache(tree, capacity, Recency().rank)
     for step in range(len(trace)):
         for other in (*cold.arrive(step, step, when[step]), *cold.finish(step, when[step])):
@@ -135,7 +135,7 @@ def test_a_learned_policy_stays_prefix_closed(share):
     order = np.arange(len(trace))
     ranking = Learned(tree, trace, order, Policy())
     sizes = [int(trace.footprint_tokens * part / 64) for part in (share, share * 2, share * 4)]
-    tiers = [PrefixCache(tree, size, ranking.tier(size), ranking.owner) for size in sizes]
+    tiers = [PrefixCache(tree, size, *ranking.tier(size * 64), ranking.turn) for size in sizes]
     for step, now in enumerate(trace.time_s.tolist()):
         changed = [*ranking.arrive(step, step, now), *ranking.finish(step, now)]
         for tier in tiers:

@@ -24,8 +24,9 @@ SEEDS, STEPS = 25, 100
 LONGEST = 60
 
 
-def make_core(kind, page, rank, clock=lambda: 0.0):
+def make_core(kind, page, rank, clock=lambda: 0.0, *, eagle=False):
     params = init_params(page)
+    params.is_eagle = eagle
     core = SteeredRustCore(params) if kind == "rust" else python_core(params)
     core.steer(lambda root: TreeIndex(root, rank, 10**6, 10**6), clock)
     return core
@@ -41,28 +42,37 @@ def python_core(params):
     return core
 
 
-def next_tokens(rng, earlier, page):
-    """Whole pages that share a prefix with an earlier prompt most of the time."""
+def next_tokens(rng, earlier, page, more=0):
+    """Whole pages, and ``more`` tokens, that share a prefix with an earlier prompt mostly."""
     base = list(rng.choice(earlier)) if earlier and rng.random() < 0.8 else []
     tokens = base[: rng.randrange(len(base) + 1)] + rng.choices(range(3), k=rng.randrange(1, 14))
-    tokens = tokens[: min(len(tokens), LONGEST) // page * page]
+    units = max(0, min(len(tokens), LONGEST) - more) // page * page
+    tokens = tokens[: units + more] if units else []
     if tokens:
         earlier.append(tokens)
     return tokens
 
 
 class Oracle:
-    """Two tiers of pages under LRU, leaf first; a page is the tuple of all tokens up to its end."""
+    """Two tiers of pages under LRU, leaf first; a page is the tuple of all tokens up to its end.
 
-    def __init__(self, page):
+    ``more`` is 1 where what is cached of a token also depends on the next one (EAGLE).
+    """
+
+    def __init__(self, page, more=0):
         self.page = page
+        self.more = more
         self.touch = {}
         self.device, self.host = set(), set()
         self.locked = Counter()
         self.now = 0
 
     def pages(self, tokens):
-        return [tuple(tokens[:end]) for end in range(self.page, len(tokens) + 1, self.page)]
+        more = self.more
+        return [
+            tuple(tokens[: end + more])
+            for end in range(self.page, len(tokens) - more + 1, self.page)
+        ]
 
     def insert(self, tokens):
         self.now += 1
@@ -108,10 +118,16 @@ class Oracle:
 
     def evict_host(self, tokens):
         for _ in range(-(-tokens // self.page)):
-            page = self._least(self.host, self.host | self.device, {})
+            held = self.host | self.device
+            page = self._least(self.host, held, {})
             if page is None:
                 return
-            self.host.discard(page)
+            lesser = self._least(self.device, self.device, self.locked)
+            alone = lesser and all(other[: -self.page] != lesser for other in self.host)
+            if alone and self.touch[lesser] < self.touch[page]:
+                self.device.discard(lesser)
+            else:
+                self.host.discard(page)
 
     def _least(self, tier, held, locked):
         parents = {page[: -self.page] for page in held if page in tier or tier is not self.device}
@@ -126,21 +142,23 @@ def resident(core, page):
         entry = core.path_entries(node.id)[-1]
         tokens = list(core.index.mirror.text(node))
         for end in range(entry.start + page, entry.end + 1, page):
-            (host if entry.device_tokens is None else device).add(tuple(tokens[:end]))
+            held = tuple(tokens[: end + bool(core.is_eagle)])
+            (host if entry.device_tokens is None else device).add(held)
     return device, host
 
 
 @pytest.mark.parametrize("kind", ["rust", "python"])
 @pytest.mark.parametrize("write_through", [True, False])
-def test_both_tiers_hold_what_the_oracle_holds(kind, write_through):
+@pytest.mark.parametrize("eagle", [False, True], ids=["plain", "eagle"])
+def test_both_tiers_hold_what_the_oracle_holds(kind, write_through, eagle):
     for seed in range(SEEDS):
         rng = random.Random(seed)
         page = rng.choice([1, 4])
-        core = make_core(kind, page, Recency())
-        driver, oracle = Driver(core, write_through=write_through), Oracle(page)
+        core = make_core(kind, page, Recency(), eagle=eagle)
+        driver, oracle = Driver(core, write_through=write_through), Oracle(page, int(eagle))
         earlier, locks = [], []
         for step in range(STEPS):
-            act(rng, driver, oracle, next_tokens(rng, earlier, page), locks)
+            act(rng, driver, oracle, next_tokens(rng, earlier, page, oracle.more), locks)
             assert core.index is not None
             core.index.check_integrity()
             core.sanity_check([], [])
@@ -163,14 +181,14 @@ def act(rng, driver, oracle, tokens, locks):
             found
         )
         if rng.random() < 0.5:
-            path = tokens[: found[0]]
+            path = tokens[: found[0] + oracle.more]
             locks.append(
                 (result.last_device_node, core.inc_lock_ref(result.last_device_node), path)
             )
             oracle.lock(path, 1)
         elif result.host_hit_length:
             driver.load_back(result.best_match_node)
-            oracle.load(tokens[: found[1]])
+            oracle.load(tokens[: found[1] + oracle.more])
     elif kind < 0.65 and locks:
         node, lock, path = locks.pop(rng.randrange(len(locks)))
         core.dec_lock_ref(node, lock.to_dec_params())
@@ -186,7 +204,7 @@ def act(rng, driver, oracle, tokens, locks):
     elif driver.write_through:
         result = driver.match(tokens)
         rest = tokens[result.device_prefix_len + result.host_hit_length :]
-        if rest:
+        if len(rest) > oracle.more:
             driver.read_from_storage(result.last_host_node, rest)
             oracle.read_from_storage(tokens)
 
@@ -228,6 +246,17 @@ def test_policy_keeps_all_tiers_closed_and_is_never_overruled():
             assert all(p[:-1] in device | host for p in host if len(p) > 1), (seed, step)
         assert policy.model.steps or policy.model.closed < 32
         assert core.counts["refused"] == core.counts["own_walks"] == core.counts["lost"] == 0
+
+
+def test_ids_of_a_shared_prefix_are_kept_once():
+    core = make_core("rust", 16, Recency())
+    driver = Driver(core)
+    prefix = list(range(3200))
+    for number in range(20):
+        driver.insert([*prefix, *[10**6 + number] * 32])
+    mirror = core.index.mirror
+    kept = {id(node.tokens): len(node.tokens) for node in mirror if node.tokens is not None}
+    assert sum(kept.values()) == sum(len(node) for node in mirror) == 3200 + 20 * 32
 
 
 def test_core_chooses_itself_once_the_index_is_lost():

@@ -71,3 +71,36 @@ def agents(sessions=60, turns=30, seed=0, spread_s=4000.0):
         stops.append(stop)
         last[session] = (request, length)
     return made(parent, shared, blocks, time_s=times, session=owner, stop=stops, block=64)
+
+
+def branches(count, *, named, grow=2, sessions=80, turns=8, context=80, seed=0):
+    """Sessions of ``count`` branches of one context, each of which grows on its own."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for session in range(sessions):
+        start = rng.uniform(0, 40.0 * sessions)
+        for branch in range(count):
+            now = start + rng.uniform(0, 3)
+            for turn in range(turns):
+                rows.append((now, session, branch, context + (turn + 1) * grow))
+                now += rng.lognormal(3.0, 0.7) + 2
+    rows.sort()
+    last: dict[tuple[int, int], tuple[int, int]] = {}
+    first: dict[int, int] = {}
+    parent, shared = [], []
+    for request, (_, session, branch, length) in enumerate(rows):
+        common = (first[session], context) if session in first else (-1, 0)
+        before, known = last.get((session, branch), common)
+        first.setdefault(session, request)
+        last[session, branch] = request, length
+        parent.append(before)
+        shared.append(known)
+    return made(
+        parent,
+        shared,
+        [length for *_, length in rows],
+        time_s=[now for now, *_ in rows],
+        session=[session if named else -1 for _, session, *_ in rows],
+        stop=["tool_use"] * len(rows),
+        block=64,
+    )

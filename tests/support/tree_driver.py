@@ -43,15 +43,13 @@ class Driver:
         return torch.arange(self._slots - count, self._slots, dtype=torch.int64)
 
     def match(self, tokens, **space):
-        result = self.core.match_prefix(
-            MatchPrefixParams(key=RadixKey(array("q", tokens), **space))
-        )
+        result = self.core.match_prefix(MatchPrefixParams(key=self._key(tokens, **space)))
         self.apply(result.cache_actions)
         return result
 
     def insert(self, tokens, **space):
-        key = RadixKey(array("q", tokens), **space)
-        step = self.core.begin_insert(InsertParams(key=key, value=self.slots(len(tokens))))
+        key = self._key(tokens, **space)
+        step = self.core.begin_insert(InsertParams(key=key, value=self.slots(len(key))))
         while True:
             self.apply(step.actions)
             if step.result is not None:
@@ -119,10 +117,9 @@ class Driver:
 
     def read_from_storage(self, node, tokens):
         """A prefix below ``node`` arrives in host memory."""
-        page = self.core.page_size
-        hashes = [f"{tokens[:end]}" for end in range(page, len(tokens) + 1, page)]
-        key = RadixKey(array("q", tokens))
-        result = self.core.insert_host(node, key, self.slots(len(tokens)), hashes)
+        page, key = self.core.page_size, self._key(tokens)
+        hashes = [f"{tokens[:end]}" for end in range(page, len(key) + 1, page)]
+        result = self.core.insert_host(node, key, self.slots(len(key)), hashes)
         self.apply(result.cache_actions)
         return result
 
@@ -142,6 +139,10 @@ class Driver:
             found.add(step.node_id)
         walk.evict_device_end(FULL)
         return found
+
+    def _key(self, tokens, **space):
+        """As SGLang makes it: of pairs of neighbours where a draft model speculates."""
+        return RadixKey(array("q", tokens), is_bigram=bool(self.core.is_eagle), **space)
 
     def _drain(self, step, tracker):
         for component, tokens in step.tracker.items():

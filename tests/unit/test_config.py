@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 
-from sglang_ext.config import CAPABILITIES, ExtConfig, describe, parse
+from sglang_ext.cache.settings import TreeSettings
+from sglang_ext.config import CAPABILITIES, ExtConfig, cache, describe, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
 from sglang_ext.config.sizes import format_size, parse_size, parse_tokens
 from sglang_ext.config.stock import check_conflicts, stock_settings
@@ -151,6 +152,18 @@ def test_third_tier_is_sglangs_dynamic_backend_of_our_class():
 def test_unknown_rule_of_admission():
     with pytest.raises(ConfigError, match="--ext-l3-admit: 'some'"):
         parse({**FULL, "ext_l3_admit": "some"})
+
+
+def test_pins_are_a_share():
+    (pins,) = (flag for flag in cache.FLAGS if flag.name == "--ext-cache-pins")
+    assert f"Default: {100 * TreeSettings().pin_share:g}." in pins.help
+    assert parse({**FULL, "ext_cache_pins": "7.5%"}).cache.pin_share == 0.075
+    assert parse({**FULL, "ext_cache_pins": "0"}).cache.pin_share == 0.0
+    for text in ("60", "-1", "nan", "many"):
+        with pytest.raises(ConfigError, match="--ext-cache-pins"):
+            parse({**FULL, "ext_cache_pins": text})
+    with pytest.raises(ConfigError, match="without --ext-cache"):
+        parse({"ext_cache_pins": "0"})
 
 
 @pytest.mark.parametrize("name", ["ext_l3_write_limit", "ext_l3_admit"])

@@ -27,7 +27,7 @@ ALLOWED = {
         *("arguments", "cache", "config", "device", "errors", "serve_help", "tools", "upstream"),
     },
     "tools": {"errors"},
-    "bench": {"cache", "device", "errors", "models", "tools"},
+    "bench": {"cache", "device", "errors", "models", "replay", "tools"},
     "replay": {"cache", "errors"},
 }
 

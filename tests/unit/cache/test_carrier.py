@@ -21,6 +21,12 @@ def test_nothing_said_is_nothing_told_but_the_time():
     assert told() == {"received": 5.0}
 
 
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", ""])
+def test_a_time_that_is_none_is_not_told(text):
+    assert told({}, {"x-request-time": "12.5"})["told"] == 12.5
+    assert told({}, {"x-request-time": text}) == told()
+
+
 def test_names_are_digests():
     said = told(
         {"user": "ada@example.org", "previous_response_id": "resp_1"}, {"x-session-id": "s"}

@@ -1,67 +1,37 @@
 """A guard notices when recency would serve a tier better, and when it no longer would."""
 
-from math import inf
-
 import numpy as np
 
-from sglang_ext.cache.conversation import Conversation, Stop
 from sglang_ext.cache.guard import Guard
-from sglang_ext.cache.policy import STALE, Policy
+from sglang_ext.cache.policy import Policy
+from sglang_ext.cache.ranks import Learned
 from sglang_ext.cache.sessions import Arrival
 
 
-class Load:
-    """Twenty conversations of 100 tokens: the first four come every other time, others in turn."""
-
-    def __init__(self, capacity, rank):
-        self.guard = Guard(capacity, rank)
-        self.conversations = [Conversation(number, None, False, 0) for number in range(20)]
-        self.others = self.conversations[4:]
-        self.now = 0.0
-        self.rng = np.random.default_rng(3)
-
-    def run(self, count):
-        for _ in range(count):
-            if self.rng.random() < 0.5:
-                one = self.conversations[int(self.rng.integers(4))]
-            else:
-                one = self.others.pop(0)
-                self.others.append(one)
-            self.now += 1.0
-            one.arrive(self.now, 100)
-            self.guard.arrive(one)
-            one.finish(self.now, Stop.TOOL, 10)
-            self.guard.finish(one, self.now)
-            for held in (self.guard._recent, self.guard._learned):
-                assert sum(held.values()) <= self.guard.capacity_tokens
-                assert all(tokens > 0 for tokens in held.values())
+def hear(guard, requests, lead, noise=10.0):
+    rng = np.random.default_rng(3)
+    for _ in range(requests):
+        guard.hear(100.0, 100.0 + lead + noise * rng.standard_normal())
 
 
 def test_an_order_that_is_worse_than_recency_is_dropped_and_taken_back():
-    good = False
-
-    def rank(conversation, now):
-        often = conversation.number < 4
-        return (float(often) if good else -float(often)), now + 1.0
-
-    load = Load(450, rank)
-    assert not load.guard.trusted, "recency comes first"
-    load.run(200)
-    assert not load.guard.trusted
-    assert load.guard.lead_tokens < 0.0
-    good = True
-    load.run(20_000)
-    assert load.guard.trusted
-    good = False
-    load.run(20_000)
-    assert not load.guard.trusted
+    guard = Guard(1000)
+    assert guard.by_recency(), "recency comes first"
+    hear(guard, 300, -3.0)
+    assert not guard.trusted
+    assert guard.lead_tokens < 0.0
+    hear(guard, 3000, 3.0)
+    assert guard.trusted
+    assert not guard.by_recency()
+    hear(guard, 3000, -3.0)
+    assert not guard.trusted
 
 
 def test_an_order_that_is_no_better_is_not_needed():
-    load = Load(450, lambda conversation, now: (conversation.arrived_s, inf))
-    load.run(2000)
-    assert not load.guard.trusted
-    assert load.guard.lead_tokens == 0.0
+    guard = Guard(1000)
+    hear(guard, 2000, 0.0, noise=0.0)
+    assert not guard.trusted
+    assert guard.lead_tokens == 0.0
 
 
 def test_a_restart_keeps_what_was_found_of_a_tier():
@@ -77,46 +47,26 @@ def test_a_restart_keeps_what_was_found_of_a_tier():
     assert not again.guard(3000).trusted
 
 
-def test_what_runs_takes_no_room():
-    guard = Guard(150, lambda conversation, now: (0.0, inf))
-    first, second = (Conversation(number, None, False, 0) for number in range(2))
-    for one in (first, second):
-        one.arrive(0.0, 100)
-        guard.arrive(one)
-        guard.finish(one, 0.0)
-    first.arrive(1.0, 120)
-    guard.arrive(first)
-    assert list(guard._recent.items()) == [(second, 100)]
-    guard.finish(first, 2.0)
-    assert list(guard._recent.items()) == [(second, 30), (first, 120)]
-
-
-def test_a_capacity_of_nothing_holds_nothing():
-    load = Load(0, lambda conversation, now: (0.0, inf))
-    load.run(50)
-    assert load.guard.lead_tokens == 0.0
-
-
-def test_a_tier_whose_guard_does_not_trust_is_ranked_by_age():
+def test_capacities_that_a_restart_rounds_otherwise_are_the_same():
     policy = Policy()
-    guard = policy.guard(1000)
-    now = 0.0
-    turns = []
-    for number in range(200):
-        now += 1.0
-        marks = [number % 40 * 100 + 1, number % 40 * 100 + 2]
-        turn, _ = policy.arrive(now, Arrival(tokens=100, marks=marks, session=str(number % 50)))
-        stop = Stop.END if number % 2 else Stop.TOOL
-        policy.finish(turn, now, stop, 10)
-        turns.append(turn)
-    assert policy.model.steps
-    guard.trusted = True
-    left = turns[0]
-    assert policy.worth(left, now, guard=guard)[0] == STALE
-    assert policy.worth(left, now)[1] == inf
-    assert now < policy.worth(left, now, guard=guard)[1] < inf, "the guard may change its mind"
-    guard.trusted = False
-    worths = [policy.worth(turn, now, guard=guard)[0] for turn in turns]
-    assert worths == sorted(worths)
-    assert worths[0] > 0.0
-    assert all(now < policy.worth(turn, now, guard=guard)[1] < inf for turn in turns)
+    for capacity, lead in ((1000, 500.0), (1100, 700.0)):
+        guard = policy.guard(capacity)
+        guard.trusted, guard.lead_tokens = True, lead
+    again = Policy()
+    again.load(policy.save(), 0.0)
+    assert [again.guard(size).lead_tokens for size in (1016, 1090, 1100)] == [500.0, 700.0, 700.0]
+    assert not again.guard(940).trusted
+
+
+def test_a_guard_hears_what_each_order_would_have_kept():
+    policy = Policy(block_tokens=100)
+    guard = policy.guard(200)
+    rank = Learned(policy, guard)
+    heard = []
+    guard.hear = lambda *tokens: heard.append(tokens)
+    for now, marks in enumerate(([1, 2], [3], [1, 2, 4], [3])):
+        turn, _ = policy.arrive(float(now), Arrival(100 * len(marks), marks))
+        policy.finish(turn, now + 0.5, 0, 5)
+    # Two blocks: of the first prompt one is left after the second, of the third two.
+    assert heard == [(0, 0), (0, 0), (100, 100), (0, 0)]
+    assert rank.by_recency()

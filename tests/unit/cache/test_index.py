@@ -4,6 +4,7 @@ from array import array
 
 import pytest
 
+from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.mirror import PathEntry
 from sglang_ext.cache.policy import Policy
@@ -24,7 +25,7 @@ def add(index, node_id, parent_id=0, begin=0, end=10, device=True, tenant=""):
     ]
     path.append(PathEntry(node_id, parent_id, begin, end, end - begin if device else None, 0))
     node, _ = index.learn(path, lambda begin: (node_id, begin), 0.0, tenant)
-    node.tokens = array("q", range(end))
+    node.tokens = array("q", range(begin, end))
     index.touch(node, None, 0.0)
     return node
 
@@ -44,7 +45,7 @@ def test_inner_node_comes_up_when_its_children_have_left_the_device(index):
     index.to_host(low, 1.0)
     assert top in index.device
     assert low in index.host
-    assert top.touch == low.touch < other.touch
+    assert top.use.touch == low.use.touch < other.use.touch
     assert index.device.lowest(1.0) is top
     index.to_device(low, 2.0)
     assert top not in index.device
@@ -91,7 +92,7 @@ def test_gone_takes_what_is_below_in_host_memory(index):
 def test_no_tenant_pushes_out_another_beyond_its_share(index):
     index.device_shares.capacity = 40
     for tenant in ("a", "b"):
-        index.device_shares.seen(tenant, 0.0)
+        index.tenants.seen(tenant, 0.0)
     mine = add(index, 1, tenant="a")
     theirs = [add(index, 10 + n, tenant="b") for n in range(3)]
     assert index.device.lowest(0.0) is theirs[0]  # 30 of 40, with a share of 20
@@ -110,6 +111,7 @@ def test_what_a_conversation_has_left_behind_goes_first():
     index.touch(old, turn, 0.0)
     assert turn.place is old
     assert index.device.lowest(0.0) is other  # a request that runs is worth the most
+    policy.finish(turn, 0.5, Stop.TOOL, 5)
     _, changed = policy.arrive(1.0, Arrival(20, [1, 2], "s"))
     policy.model.steps = 1  # a cold policy equals LRU and keeps the order of ages
     index.reconsider(changed, 1.0)

@@ -4,7 +4,9 @@ from array import array
 
 import pytest
 
+from sglang_ext.cache.conversation import Conversation, Turn
 from sglang_ext.cache.mirror import Mirror, PathEntry
+from sglang_ext.cache.use import Use
 from sglang_ext.errors import MirrorError
 
 
@@ -23,7 +25,7 @@ def mirror():
     node, fresh = learn(made, [(1, 0, 0, 6, 6, 0)], "abcdef")
     assert fresh == [node]
     node.tokens = array("q", range(6))
-    node.touch, node.tenant = 7, "t"
+    node.use, node.tenant = Use(7), "t"
     return made
 
 
@@ -38,11 +40,11 @@ def test_leaf(mirror):
 
 def test_split_keeps_the_lower_part_under_its_id(mirror):
     leaf, fresh = learn(mirror, [(2, 0, 0, 3, 3, 2), (3, 2, 3, 5, 2, 0)], "abcxy")
-    leaf.tokens = array("q", range(5))
+    leaf.tokens = array("q", range(3, 5))
     upper, lower = mirror.get(2), mirror.get(1)
     assert fresh == [upper, leaf]
     assert (lower.begin, lower.end, lower.parent) == (3, 6, upper)
-    assert (upper.touch, upper.tenant, upper.device_children) == (7, "t", 2)
+    assert (upper.use.touch, upper.tenant, upper.device_children) == (7, "t", 2)
     assert lower.key is None  # where it hangs is known when a path passes it
     mirror.check_integrity()
     learn(mirror, [(2, 0, 0, 3, 3, 2), (4, 2, 3, 4, 1, 1), (1, 4, 4, 6, 2, 0)], "abcdef")
@@ -51,14 +53,35 @@ def test_split_keeps_the_lower_part_under_its_id(mirror):
     mirror.check_integrity()
 
 
-def test_text_is_found_below(mirror):
+def test_tokens_are_kept_once(mirror):
     learn(mirror, [(2, 0, 0, 3, 3, 1)], "abc")
-    assert list(mirror.text(mirror.get(2)))[:3] == [0, 1, 2]
+    upper, lower = mirror.get(2), mirror.get(1)
+    assert (list(upper.tokens), list(lower.tokens)) == ([0, 1, 2], [3, 4, 5])
+    assert list(mirror.text(upper)) == [0, 1, 2]
+    assert list(mirror.text(lower)) == list(range(6))
+
+
+def test_tokens_of_pairs_overlap(mirror):
+    mirror.get(1).tokens = array("q", range(7))
+    learn(mirror, [(2, 0, 0, 3, 3, 1)], "abc")
+    upper, lower = mirror.get(2), mirror.get(1)
+    assert (list(upper.tokens), list(lower.tokens)) == ([0, 1, 2, 3], [3, 4, 5, 6])
+    assert list(mirror.text(lower)) == list(range(7))
+
+
+def test_a_node_of_a_tree_that_is_gone_holds_little(mirror):
+    leaf, _ = learn(mirror, [(1, 0, 0, 6, 6, 1), (2, 1, 6, 8, None, 0)], "abcdefgh")
+    turn = Turn(Conversation(0, None, False, 0), 0.0)
+    above, turn.place, leaf.use = leaf.parent, leaf, Use(1, turn)
+    mirror.abandon()
+    for node in (above, leaf):
+        assert (node.parent, node.tokens, node.children, node.use) == (None, None, {}, Use())
+    assert turn.place is None
 
 
 def test_device_children_are_counted(mirror):
     leaf, _ = learn(mirror, [(1, 0, 0, 6, 6, 1), (2, 1, 6, 8, None, 0)], "abcdefgh")
-    leaf.tokens = array("q", range(8))
+    leaf.tokens = array("q", range(6, 8))
     assert mirror.get(1).is_device_leaf
     assert leaf.is_host_leaf
     mirror.set_device(leaf, True)

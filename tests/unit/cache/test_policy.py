@@ -78,11 +78,8 @@ def test_tool_calls_are_worth_more_than_finished_turns():
     tool, _ = come(policy, now, [1, 2], Stop.TOOL)
     end, _ = come(policy, now, [3, 4], Stop.END)
     assert policy.worth(tool, now)[0] > 5 * policy.worth(end, now)[0]
-    assert policy.chance(tool, now, 10.0) > 0.8
-    assert policy.chance(end, now, 10.0) < 0.2
     # A tool call that should have been back long ago is not waited for.
     assert policy.worth(tool, now + 60.0)[0] < policy.worth(tool, now)[0] / 5
-    assert policy.chance(tool, now, 0.0) == 0.0
 
 
 def test_what_was_rewritten_goes_first():
@@ -93,8 +90,6 @@ def test_what_was_rewritten_goes_first():
     assert after.conversation is before.conversation
     assert changed == [before]
     assert policy.worth(before, now + 1.0) == (STALE, inf)
-    assert policy.worth(before, now + 1.0, shared=True)[0] >= 0.0
-    assert policy.chance(before, now + 1.0, 1e6) == 0.0
 
 
 def test_superseded_conversations_are_learned_to_be_dead():
@@ -148,6 +143,42 @@ def test_announcements_reach_paused_conversations_only():
     assert turn.conversation.announced_s < 0.0
 
 
+def test_one_end_is_about_a_bounded_number_of_conversations():
+    policy = Policy()
+    for number in range(1000):
+        come(policy, float(number), [number], session="user of an application")
+    opened = policy.model.opened
+    ended = policy.end("user of an application", 1000.0)
+    assert [turn.conversation.marks for turn in ended] == [[mark] for mark in range(968, 1000)]
+    assert policy.model.opened == opened
+    assert policy.end("user of an application", 1001.0) == []
+
+
+def test_a_flood_of_advice_leaves_what_was_learned():
+    policy = Policy(limits=PolicyLimits(pauses=64))
+    turn, _ = come(policy, 0.0, [1], session="flood")
+    come(policy, 0.0, [2])
+    opened, age = policy.model.opened, 0.0
+    for number in range(200):
+        age += 1.0
+        changed = policy.announce("flood", age, 10.0 + number % 2)
+        assert changed == [turn]
+        assert policy.announce("flood", age, 10.0 + number % 2) == []
+    assert policy.model.opened == opened
+    assert policy.end("flood", age) == [turn]
+    assert policy.model.opened == opened
+
+
+def test_advice_on_a_pause_that_the_model_has_forgotten():
+    policy = Policy(limits=PolicyLimits(pauses=64))
+    turn, _ = come(policy, 0.0, [1], session="s")
+    for number in range(100):
+        come(policy, 1.0, [100 + number])
+    opened = policy.model.opened
+    assert policy.end("s", 2.0) == [turn]
+    assert policy.model.opened == opened + 1
+
+
 def test_pins_hold_within_a_budget():
     policy = Policy(limits=PolicyLimits(pin_tokens=500, pin_s=60.0))
     first, _ = come(policy, 0.0, [1, 2, 3], session="a", tenant="t")
@@ -174,12 +205,6 @@ def test_a_pin_follows_its_conversation_within_the_budget():
     assert policy.worth(third, 4.0)[0] < inf
 
 
-def test_latency_weighs_recomputation():
-    policy = Policy()
-    turn, _ = come(policy, 0.0, [1, 2, 3])
-    assert policy.worth(turn, 1.0, recompute=3.0)[0] == 3.0 * policy.worth(turn, 1.0)[0]
-
-
 def test_a_restart_goes_on_where_it_was():
     policy = Policy()
     now = live(policy)
@@ -201,6 +226,26 @@ def test_a_restart_goes_on_where_it_was():
     assert changed == [turn]
     assert again.model.closed == policy.model.closed + 1
     assert again.turn_at(99) is None
+
+
+def test_what_was_learned_goes_to_another_server_without_whom_it_was_learned_from():
+    policy = Policy()
+    now = live(policy)
+    paused, _ = come(policy, now, [1, 2, 3], Stop.TOOL, session="x")
+    data = policy.save_learned(now + 5.0)
+    assert policy.turn_at(3) is paused, "it goes on"
+    again = Policy(seed=5)
+    again.load(data, 0.0)
+    found, before = again.inspect(), policy.inspect()
+    assert found["conversations"] == 0
+    assert again.turn_at(3) is None
+    for name in ("pauses", "returns", "steps", "curves"):
+        assert found[name] == before[name]
+    assert not np.isnan(again.model._age[: again.model.opened]).any(), "nobody looks on"
+    assert again.model._age[(again.model.opened - 1) % again.model.ring] == 5.0
+    fresh, _ = come(again, 0.0, [1, 2, 3], Stop.TOOL, session="x")
+    cold, _ = come(Policy(), 0.0, [1, 2, 3], Stop.TOOL, session="x")
+    assert fresh.curve != cold.curve, "and what it learned counts"
 
 
 def test_a_state_that_does_not_fit_changes_nothing():
@@ -225,12 +270,59 @@ def test_strangers_rank_by_their_last_use():
     assert worths == sorted(worths, reverse=True)
 
 
-def test_a_shared_node_is_worth_an_average_one_at_least():
+def test_branches_that_share_a_node_keep_it_together():
+    policy = Policy()
+    policy.guard(1000)
+    now = live(policy)
+    turns = [come(policy, now, [5, n, n + 1], Stop.TOOL)[0] for n in (10, 20, 30)]
+    worths = [policy.worth(turn, now + 1.0)[0] for turn in turns]
+    assert policy.node_worth(turns[2], 1, now + 1.0)[0] == pytest.approx(sum(worths))
+    assert policy.node_worth(turns[2], 2, now + 1.0)[0] == worths[2], "that part is its own"
+    left, _ = come(policy, now + 2.0, [5, 10, 11, 12])
+    assert turns[0].conversation is left.conversation
+    rest = sum(policy.worth(turn, now + 3.0)[0] for turn in (left, *turns[1:]))
+    assert policy.node_worth(turns[2], 1, now + 3.0)[0] == pytest.approx(rest)
+
+
+def test_where_conversations_begin_others_will():
+    policy = Policy()
+    policy.guard(1000)
+    now = live(policy)
+    for number in range(6):
+        turn, _ = come(policy, now + 10.0 * number, [5, 20 + number, 30 + number], Stop.END)
+    now += 60.0
+    assert policy.worth(turn, now)[0] < 0.05
+    assert policy.node_worth(turn, 1, now)[0] == pytest.approx(5 / 60, rel=0.3)
+
+
+@pytest.mark.parametrize("session", [None, "s"])
+def test_the_answer_of_an_earlier_twin_lives_as_long(session):
+    policy = Policy()
+    first, _ = policy.arrive(0.0, Arrival(200, [1, 2], session))
+    second, _ = policy.arrive(0.1, Arrival(200, [1, 2], session))
+    stranger, _ = policy.arrive(0.2, Arrival(100, [9]))
+    assert policy.worth(first, 0.3)[0] == inf, "it runs"
+    policy.finish(stranger, 1.0, Stop.END, 5)
+    policy.finish(first, 100.0, Stop.END, 5)
+    policy.finish(second, 100.0, Stop.END, 5)
+    worths = [policy.worth(turn, 101.0)[0] for turn in (first, second, stranger)]
+    assert min(worths[:2]) > worths[2], "a cold policy goes by age"
+    policy.model.steps = 1
+    assert policy.worth(first, 101.0)[0] > 0.0, "both may be gone on with"
+
+
+def test_a_branch_beside_another_leaves_it_alive():
     policy = Policy()
     now = live(policy)
-    dead, _ = come(policy, now, [1, 2], Stop.END)
-    alone = policy.worth(dead, now + 2.0)[0]
-    assert policy.worth(dead, now + 2.0, shared=True)[0] > alone
+    context = list(range(10**9, 10**9 + 80))
+    first, _ = come(policy, now, [*context, 1, 2], session="s")
+    second, changed = come(policy, now + 1.0, [*context, 3, 4], session="s")
+    assert second.conversation is not first.conversation
+    assert changed == [first]
+    assert policy.worth(first, now + 2.0)[0] > STALE
+    assert policy.model.closed, "the context was asked for again"
+    third, changed = come(policy, now + 3.0, [*context, 1, 2, 5], session="s")
+    assert third.conversation is first.conversation
 
 
 def test_state_is_bounded():

@@ -18,7 +18,7 @@ def ended():
 
 @pytest.fixture
 def requests(ended):
-    clock = Clock(heard=True)
+    clock = Clock("received")
     policy = Policy(limits=PolicyLimits(pin_tokens=1000))
     return Requests(policy, Marks(b"k", 4), clock, lambda *what: ended.append(what))
 
@@ -49,7 +49,7 @@ def test_next_turn_continues_the_conversation(requests, ended):
 def test_sessions_by_the_source_that_says_most(requests):
     def name(rid, stock=None, **carried):
         tokens = array("q", [hash(rid) % 1000 + n for n in range(16)])
-        known, _ = requests.arrive(rid, tokens, (), carried, session=stock)
+        known, _ = requests.arrive(rid, tokens, (None, None), carried, session=stock)
         return known.session
 
     assert name("a") is None
@@ -71,6 +71,15 @@ def test_what_never_ends_is_forgotten_in_the_end(requests, ended, monkeypatch):
     assert [(known.rid, stop) for known, stop, _ in ended] == [("a", Stop.OTHER)]
     assert len(requests._answered) == 3
     assert requests.end("a", Stop.END, 1) == []
+
+
+def test_what_ran_for_hours_has_ended_unseen(requests, ended):
+    lost = arrive(requests, "lost", received=1.0)
+    arrive(requests, "a", received=20_000.0)
+    assert not ended
+    arrive(requests, "b", received=21_700.0)
+    assert [(known.rid, stop) for known, stop, _ in ended] == [("lost", Stop.OTHER)]
+    assert lost.turn.curve is not None or not lost.turn.is_current
 
 
 def test_advice_reaches_the_policy(requests):
@@ -96,11 +105,59 @@ def test_without_a_policy_requests_are_logged_all_the_same(ended):
     assert len(ended) == 1
 
 
+def test_one_wrong_time_moves_the_clock_by_a_day_at_most():
+    heard = Clock("received")
+    heard.hear({"received": 1.7e9})
+    heard.hear({"received": 3.9e9})
+    assert heard() == 1.7e9 + 86_400.0
+    for _ in range(3):
+        heard.hear({"received": 1.7e9 + 3 * 86_400.0})
+    assert heard() == 1.7e9 + 3 * 86_400.0
+
+
 def test_clock_never_goes_back():
-    heard = Clock(heard=True)
+    heard = Clock("received")
     for received, now in ((5.0, 5.0), (3.0, 5.0), ("9", 5.0), (1e12, 5.0), (6, 6.0)):
-        heard.hear(received)
+        heard.hear({"received": received})
         assert heard() == now
     own = Clock()
-    own.hear(4e8)
+    own.hear({"received": 4e8})
     assert own() > 1e9
+
+
+def test_told_time_counts_where_it_is_asked_for_alone(ended):
+    carried = {"received": 100.0, "told": 7.0}
+    for heard, now in (("told", 7.0), ("received", 100.0)):
+        clock = Clock(heard)
+        requests = Requests(Policy(), Marks(b"k", 4), clock)
+        known = arrive(requests, "a", **carried)
+        assert (known.arrived_s, clock()) == (now, now)
+        arrive(requests, "b", received=200.0)
+        assert clock() == (now if heard == "told" else 200.0), "it stands still in between"
+
+
+def test_a_session_is_its_tenants(requests):
+    def come(rid, salt, first, **carried):
+        tokens = array("q", range(first, first + 16))
+        return requests.arrive(rid, tokens, (None, salt), carried)[0]
+
+    a = come("a", "A", 0, session="s")
+    requests.end("a", Stop.TOOL, 1)
+    b = come("b", "B", 100, session="s")
+    c = come("c", "B", 200, previous="a")
+    assert len({a.session, b.session, "s"}) == 3
+    assert c.session == b.session
+    assert not a.turn.conversation.superseded
+    assert requests.advise("end", "s", 0.0) == []
+    assert requests.advise("end", a.session, 0.0) == [a.turn]
+
+
+def test_an_adapter_is_no_tenant(requests):
+    tokens = array("q", range(16))
+    known = [
+        requests.arrive(str(n), tokens, (key, None), {"session": "s"}, model=model)[0]
+        for n, (key, model) in enumerate((("team", ""), ("teamlora", "lora"), ("lora", "lora")))
+    ]
+    assert known[0].tenant == known[1].tenant != ""
+    assert known[2].tenant == ""
+    assert len({known[n].marks[0] for n in range(3)}) == 3

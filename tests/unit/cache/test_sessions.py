@@ -34,14 +34,30 @@ def test_the_last_block_may_change():
     assert forked is not first, "two blocks of the last prompt are gone"
 
 
-@pytest.mark.parametrize(("kept", "continued"), [(100, True), (92, True), (80, False)])
-def test_a_session_may_change_a_tenth(kept, continued):
+@pytest.mark.parametrize(("kept", "known"), [(99, True), (92, True), (80, False)])
+def test_a_session_may_change_a_tenth(kept, known):
     sessions = Sessions()
     first, _ = come(sessions, 0.0, list(range(100)), session="s")
     marks = [*range(kept), *range(1000, 1030)]
     again, superseded = come(sessions, 5.0, marks, session="s")
-    assert (again is first) == continued
-    assert superseded == ([] if continued else [first])
+    assert (again is first) == (kept == 99), "more than a block may be a branch beside it"
+    assert superseded == ([] if again is first else [first])
+    assert again.turns == (2 if known else 1)
+    assert again.rewrites == (first.number if kept == 92 else -1)
+    back, _ = come(sessions, 9.0, list(range(110)), session="s")
+    assert (back is first) == (again is not first)
+
+
+def test_a_request_beside_one_that_runs_is_another_conversation():
+    sessions = Sessions()
+    first, _ = sessions.arrive(0.0, Arrival(tokens=300, marks=[1, 2, 3], session="s"))
+    twin, superseded = sessions.arrive(1.0, Arrival(tokens=300, marks=[1, 2, 3], session="s"))
+    assert twin is not first
+    assert superseded == []
+    first.finish(2.0, Stop.TOOL, 10)
+    twin.finish(2.0, Stop.TOOL, 10)
+    again, _ = come(sessions, 3.0, [1, 2, 3, 4], session="s")
+    assert again in (first, twin)
 
 
 def test_two_sessions_are_one_conversation_only_by_the_whole_prompt():
@@ -73,6 +89,7 @@ def test_a_new_conversation_supersedes_those_of_its_kind():
 def test_without_marks_the_session_and_the_length_decide():
     sessions = Sessions()
     first, _ = sessions.arrive(0.0, Arrival(tokens=100, session="s"))
+    first.finish(0.5, Stop.TOOL, 10)
     again, _ = sessions.arrive(1.0, Arrival(tokens=150, session="s"))
     shorter, _ = sessions.arrive(2.0, Arrival(tokens=20, session="s"))
     nobody, _ = sessions.arrive(3.0, Arrival(tokens=500))

@@ -1,11 +1,14 @@
 """``sglang-ext replay`` as an operator uses it."""
 
 import json
+import stat
 
 import pytest
 from click.testing import CliRunner
 
+from sglang_ext.cache.policy import Policy
 from sglang_ext.cli.main import cli
+from sglang_ext.errors import ConfigError, DamagedStateError
 
 LOG = [
     {"t": t, "in": 16 * n, "out": 9, "keys": [f"{s}-{k}" for k in range(n)], "s": s}
@@ -52,6 +55,10 @@ def test_tiers_and_several_traces(log, tmp_path):
             parts = row["l1_hit"] + row["l2_hit"] + row["l3_hit"]
             assert row["hit"] == pytest.approx(parts)
             assert row["capacity_tokens"] == 1128
+    flags = "--policies", "lru", "--tiers", "64,128,1k", "--inclusive", "--json", out
+    assert run(trace, *flags).exit_code == 0
+    found = json.loads(out.read_text())
+    assert (found["inclusive"], found["rows"][0]["capacity_tokens"]) == (True, 1000)
 
 
 def test_a_wish_that_is_not_reached_is_a_finding(log, tmp_path):
@@ -69,6 +76,7 @@ def test_a_wish_that_is_not_reached_is_a_finding(log, tmp_path):
         (["--capacity-tokens", "1k,none"], "not a number of tokens"),
         (["--tiers", "1k", "--capacity-tokens", "1k"], "no --capacity-tokens"),
         (["--tiers", "1,2,3,4"], "up to three sizes"),
+        (["--inclusive"], "is of --tiers"),
         (["--tiers", "1k", "--wished-hit", "50"], "drop one of them"),
         (["--record", "x.gz", "second.log"], "does not exist"),
         (["--seed", "-1"], "Invalid value for '--seed'"),
@@ -81,3 +89,28 @@ def test_wrong_use_says_why(log, arguments, message):
     result = run(log, *arguments)
     assert result.exit_code != 0
     assert message in " ".join((result.output + str(result.exception)).split())
+
+
+def test_what_was_learned_is_saved_and_loaded(log, tmp_path):
+    trace, state = tmp_path / "t.jsonl.gz", tmp_path / "policy.state"
+    run(log, "--record", trace, "--block-tokens", 16, "--policies", "lru")
+    saved = run(trace, "--policies", "ext", "--tiers", "64,64", "--save-policy", state)
+    assert saved.exit_code == 0, saved.output
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600
+    policy = Policy()
+    policy.load(state.read_bytes(), 0.0)
+    found = policy.inspect()
+    assert (found["pauses"], found["conversations"]) == (6, 0)
+    again = run(trace, "--policies", "ext", "--load-policy", state, "--save-policy", state)
+    assert again.exit_code == 0, again.output
+    policy.load(state.read_bytes(), 0.0)
+    assert policy.inspect()["pauses"] == 12
+
+
+def test_a_state_that_is_none_is_refused(log, tmp_path):
+    trace = tmp_path / "t.jsonl.gz"
+    run(log, "--record", trace, "--block-tokens", 16, "--policies", "lru")
+    result = run(trace, "--policies", "ext", "--load-policy", log)
+    assert isinstance(result.exception, DamagedStateError)
+    for wrong in ((trace, "--policies", "lru"), (trace, trace, "--policies", "ext")):
+        assert isinstance(run(*wrong, "--save-policy", tmp_path / "s").exception, ConfigError)

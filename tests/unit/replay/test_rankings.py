@@ -82,8 +82,12 @@ def test_what_has_changed_is_ranked_anew():
 def test_a_guarded_tier_asks_under_the_eyes_of_its_guard():
     trace = agents(sessions=5)
     ranking = Learned(PromptTree.of(trace), trace, np.arange(len(trace)), Policy())
-    rank = ranking.tier(1000)
-    assert rank.keywords["guard"].capacity_tokens == 1000
+    _, by_recency = ranking.tier(1000)
+    assert by_recency()
+    ((guard, *_),) = ranking.policy._guards
+    assert guard.capacity_tokens == 1000
+    guard.trusted = True
+    assert not by_recency()
 
 
 def test_conversations_of_agents_are_found_without_names():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.traces import agents
 
+from sglang_ext.cache.policy import Policy
 from sglang_ext.errors import TraceError
 from sglang_ext.replay.run import POLICIES, replay
 
@@ -50,6 +51,23 @@ def test_tiers_are_nested_caches(trace):
     assert replay(trace, ["lru"], [], tiers=[a]).rows[0].l2_hit is None
 
 
+def test_inclusive_tiers_are_caches_of_their_own_size(trace):
+    a, b, c = (trace.footprint_tokens // part for part in (40, 20, 5))
+    tiered = replay(trace, ["ext", "lru", "arc"], [], tiers=[a, b, c], inclusive=True)
+    plain = replay(trace, ["ext", "lru", "arc"], [a, b, c])
+    assert (tiered.inclusive, plain.inclusive) == (True, False)
+    for row in tiered.rows:
+        one, two, three = (other.hit for other in plain.of(row.policy))
+        assert row.capacity_tokens == c
+        assert row.l1_hit == one
+        # What a tier lacks, one above it may have: never less than either.
+        assert one + row.l2_hit == pytest.approx(two, abs=0.01)
+        assert one + row.l2_hit >= two - 1e-9
+        assert three - 1e-9 <= row.hit <= three + 0.01
+    (row,) = replay(trace, ["ext"], [], tiers=[b, a], inclusive=True).rows
+    assert (row.l2_hit, row.capacity_tokens) == (0, b), "a smaller L2 adds nothing"
+
+
 def test_starts_follow_the_seed(trace):
     timed = dataclasses.replace(trace, timed="session")
     size = [trace.footprint_tokens // 10]
@@ -73,6 +91,36 @@ def test_answers_that_take_time_are_told_later(trace):
     assert held.of("lru")[0].hit < held.of("ext")[0].hit <= held.of("belady")[0].hit
     with pytest.raises(ValueError, match="arc"):
         replay(slow, ["arc"], size, answers="held")
+
+
+def test_what_runs_within_the_capacity_takes_room_from_others(trace):
+    size = [trace.footprint_tokens // 10]
+    once, pooled = (
+        replay(trace, ["ext", "lru", "belady"], size, answers=answers)
+        for answers in ("at-once", "pooled")
+    )
+    assert pooled.of("lru")[0].hit == pytest.approx(once.of("lru")[0].hit, abs=0.002), "never first"
+    for name in ("ext", "belady"):
+        assert pooled.of(name)[0].hit < once.of(name)[0].hit, "what just came cannot go"
+    slow = dataclasses.replace(trace, answer_s=np.full(len(trace), 60.0))
+    held, within = (replay(slow, ["lru"], size, answers=how) for how in ("held", "pooled"))
+    assert within.of("lru")[0].hit < held.of("lru")[0].hit
+    with pytest.raises(ValueError, match="arc"):
+        replay(trace, ["arc"], size, answers="pooled")
+
+
+def test_what_was_learned_before_counts(trace):
+    size = [trace.footprint_tokens // 20]
+    policy = Policy()
+    cold = replay(trace, ["ext"], size, policy=policy)
+    state = policy.save_learned(float(trace.time_s.max()))
+    other = agents(seed=1)
+    warm = Policy()
+    warm.load(state, 0.0)
+    size = [other.footprint_tokens // 20]
+    first, second = (replay(other, ["ext"], size, policy=one) for one in (None, warm))
+    assert cold.rows[0].hit > 0.0
+    assert second.rows[0].hit > first.rows[0].hit
 
 
 def test_the_interface_of_the_json(trace):
