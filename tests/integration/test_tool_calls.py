@@ -1,8 +1,11 @@
 """Tool calls on a real server with ``--ext-tools enforce``, through the three endpoints."""
 
 import json
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from support import serving
@@ -395,3 +398,14 @@ def test_the_hooks_are_said_to_be_in_effect(server):
     ours = [name for name in states if "FunctionCallParser" in name or "OpenAIServingChat" in name]
     assert len(ours) > 5
     assert {states[name] for name in ours} == {"applied"}
+
+
+@pytest.mark.parametrize("example", ["tool_agent", "messages_agent"])
+def test_an_example_gets_its_call(server, example):
+    file = Path(__file__).parents[2] / "examples" / f"{example}.py"
+    done = subprocess.run(
+        [sys.executable, file, server.base_url], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "get_weather(" in done.stdout
+    assert "Paris" in done.stdout
