@@ -14,6 +14,8 @@
     │   ├── StoreFolderError    its folder or one of its files is not ours alone (exit code 2)
     │   ├── StoreFormatError    it was written by a newer release (exit code 2)
     │   └── StoreInUseError     another writer holds it (exit code 2)
+    ├── ToolsError            tool calls cannot be held to what was asked for
+    │   └── ToolSchemaError     a schema, or a part of it, that cannot be enforced or checked
     ├── PatchError            a patch does not apply or does not do what its test says
     ├── StateError            what a policy has learned cannot be taken back
     │   ├── DamagedStateError   it is not a state, or some of it is wrong
@@ -51,6 +53,8 @@ __all__ = [
     "StoreFolderError",
     "StoreFormatError",
     "StoreInUseError",
+    "ToolSchemaError",
+    "ToolsError",
     "TraceError",
 ]
 
@@ -121,6 +125,14 @@ class StoreInUseError(StoreError):
     """Another process, or another object of this one, writes to the store."""
 
     exit_code = 2
+
+
+class ToolsError(SglangExtError):
+    """A request's tools cannot be held to what it asks for; the client is told why."""
+
+
+class ToolSchemaError(ToolsError):
+    """A tool's schema, or a part of it, can neither be enforced nor checked."""
 
 
 class PatchError(SglangExtError):

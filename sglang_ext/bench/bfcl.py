@@ -31,6 +31,8 @@ __all__ = [
     "Task",
     "ToolBox",
     "class_description",
+    "data_folder",
+    "json_lines",
     "json_schema",
     "load_tasks",
     "tool_schemas",
@@ -78,7 +80,7 @@ class Task:
     classes: tuple[str, ...]
 
 
-def _data_dir() -> Path:
+def data_folder() -> Path:
     """The data folder of ``bfcl-eval``.
 
     Raises:
@@ -100,7 +102,8 @@ def _data_dir() -> Path:
     return data
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that has one a line."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.strip():
@@ -123,7 +126,7 @@ def load_tasks(classes: Sequence[str]) -> list[Task]:
     """
     _known(classes)
     tasks = []
-    for row in _json_lines(_data_dir() / "BFCL_v4_multi_turn_base.json"):
+    for row in json_lines(data_folder() / "BFCL_v4_multi_turn_base.json"):
         if not set(row["involved_classes"]) <= set(classes):
             continue
         turns = tuple(message["content"] for turn in row["question"] for message in turn)
@@ -157,7 +160,7 @@ def json_schema(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _documents(class_name: str) -> Iterator[dict[str, Any]]:
-    yield from _json_lines(_data_dir() / "multi_turn_func_doc" / TOOL_CLASSES[class_name][1])
+    yield from json_lines(data_folder() / "multi_turn_func_doc" / TOOL_CLASSES[class_name][1])
 
 
 def class_description(class_name: str) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from sglang_ext.cli.bench_cache import cache
 from sglang_ext.cli.bench_live import live
 from sglang_ext.cli.bench_store import store
+from sglang_ext.cli.bench_tools import tools
 from sglang_ext.cli.options import json_option, open_json, workdir_option, write_json
 from sglang_ext.models import default_folder
 
@@ -25,6 +26,7 @@ def bench() -> None:
 bench.add_command(cache)
 bench.add_command(live)
 bench.add_command(store)
+bench.add_command(tools)
 
 
 @bench.command()

@@ -70,6 +70,9 @@ def flags_page() -> str:
         "which pages a page follows.",
         "- `--tokenizer-worker-num` above 1: SGLang loads no plugins in the extra workers.",
         "",
+        "With `--ext-tools enforce`, `--tool-call-parser` has to be given, and "
+        "`--grammar-backend`, where it is, has to be xgrammar.",
+        "",
         "## Environment",
         "",
         "| variable | meaning |",

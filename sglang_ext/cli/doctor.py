@@ -149,8 +149,7 @@ def _hooks() -> Iterator[Finding]:
             from sglang.srt.plugins import load_plugins
 
             load_plugins()
-            for group in GROUPS:
-                open_group(group)
+            open_group(*GROUPS)
     except Exception as error:  # a broken install is a finding
         fix = "install what requirements/server.txt names, see above"
         yield Finding("hook", "all", FAILED, f"{type(error).__name__}: {error}", fix)

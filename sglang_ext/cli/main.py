@@ -25,6 +25,7 @@ _COMMANDS = {
         "replay_command",
         "Hit rates of the cache policy on a trace.",
     ),
+    "tools": ("sglang_ext.cli.tools", "tools", "Look at the tool calls of a server."),
 }
 
 

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sglang_ext.config import cache
+from sglang_ext.config import cache, tools
 from sglang_ext.config.cache import CacheConfig
 from sglang_ext.config.flag import Flag, read
+from sglang_ext.config.tools import ToolsConfig
 
 __all__ = ["CAPABILITIES", "FLAGS", "Capability", "ExtConfig", "describe", "parse"]
 
@@ -35,6 +36,7 @@ class Capability:
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability("cache", cache.FLAGS, CacheConfig, cache.check_together),
+    Capability("tools", tools.FLAGS, ToolsConfig, tools.check_together),
 )
 
 FLAGS: tuple[Flag, ...] = tuple(flag for part in CAPABILITIES for flag in part.flags)
@@ -48,12 +50,13 @@ class ExtConfig:
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
     secret: bytes = field(default=b"", repr=False)
 
     @property
     def active(self) -> bool:
         """Whether any capability was switched on."""
-        return self.cache.enabled
+        return self.cache.enabled or self.tools.enforce
 
 
 def parse(values: Mapping[str, Any]) -> ExtConfig:

@@ -135,11 +135,6 @@ def check_values(cache: CacheConfig, given: Mapping[str, Any]) -> None:
         return
     if cache.l3_dir:
         _check_l3_conflicts(given)
-    if (given.get("tokenizer_worker_num") or 1) > 1:
-        raise FlagConflictError(
-            f"--tokenizer-worker-num {given['tokenizer_worker_num']} contradicts --ext-cache: "
-            "SGLang loads no plugins in the extra workers; drop one of them"
-        )
     if cache.l2_bytes and "hicache_ratio" in given:
         raise FlagConflictError(
             "--hicache-ratio contradicts --ext-l2-size, which sizes the host tier; drop one of them"

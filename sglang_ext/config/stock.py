@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sglang_ext.config import ExtConfig, cache_stock
+from sglang_ext.config import ExtConfig, cache_stock, tools
 from sglang_ext.config.stock_setting import StockSetting
 from sglang_ext.errors import FlagConflictError
 
@@ -48,4 +48,11 @@ def check_conflicts(
                 f"{setting.stock_flag} {given[setting.field]} contradicts {setting.because}, which "
                 f"sets it to {setting.value}; drop one of them"
             )
+    if config.active and (given.get("tokenizer_worker_num") or 1) > 1:
+        because = "--ext-cache" if config.cache.enabled else "--ext-tools"
+        raise FlagConflictError(
+            f"--tokenizer-worker-num {given['tokenizer_worker_num']} contradicts {because}: SGLang "
+            "loads no plugins in the extra workers; drop one of them"
+        )
     cache_stock.check_values(config.cache, given)
+    tools.check_values(config.tools, given)

@@ -21,8 +21,10 @@ def register_all() -> None:
         _register_entry(entry)
 
 
-def open_group(name: str = "disk_tier") -> list[str]:
-    """Put a group's hooks in place; called in a process that is about to need them.
+def open_group(*names: str) -> list[str]:
+    """Put the hooks of groups in place; called in a process that is about to need them.
+
+    SGLang hooks a symbol once: groups that share one are opened together.
 
     Returns:
         Targets of those that did not take effect, where ``SGLANG_EXT_STRICT=0`` lets that pass.
@@ -30,11 +32,12 @@ def open_group(name: str = "disk_tier") -> list[str]:
     Raises:
         SystemExit: one did not take effect.
     """
-    first = places.enter(name)
-    hooked = [hook for hook in HOOKS if name in hook.groups]
-    if first:
+    hooked = [hook for hook in HOOKS if set(names).intersection(hook.groups)]
+    new = {name for name in names if places.enter(name)}
+    if new:
         for hook in hooked:
-            register_hook(hook)
+            if new.intersection(hook.groups):
+                register_hook(hook)
         resolve("sglang.srt.plugins.hook_registry:HookRegistry").apply_hooks()
     failed = {status.name for status in seam_statuses() if status.state == "failed"}
     return [hook.target for hook in hooked if hook.target in failed]

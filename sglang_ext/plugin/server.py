@@ -9,11 +9,12 @@ from sglang_ext.cache import front
 from sglang_ext.plugin.opening import open_group
 from sglang_ext.plugin.reference import reference_device
 from sglang_ext.plugin.verifying import seam_statuses
+from sglang_ext.tools import metrics, parts
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_flags", "show_in_server_info", "take_config"]
+__all__ = ["add_flags", "open_scheduler", "show_in_server_info", "take_config"]
 
 
 def add_flags(_result: None, parser: "argparse.ArgumentParser") -> None:
@@ -32,10 +33,23 @@ def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespa
 
     record = arguments.carry_config(original, cls, args)
     settings = arguments.tree_settings(record)
+    enforced = arguments.config_of(record).tools.enforce
+    open_group(*["front"] * (settings is not None), *["tools_front"] * enforced)
+    if enforced and getattr(record, "enable_metrics", False):
+        metrics.switch_on()
     if settings is not None:
-        open_group("front")
         front.add_routes(getattr(record, "dp_size", 1) or 1, settings.secret)
     return record
+
+
+def open_scheduler(_result: Any, server_args: Any, *_args: Any, role: str, **_kwargs: Any) -> None:
+    """AFTER hook of ``publish``: the arguments are known in a process, and it serves next."""
+    from sglang_ext.arguments import config_of
+
+    tools = config_of(server_args).tools
+    if role == "scheduler" and tools.enforce:
+        parts.use(parts.Parts().without(tools.without))
+        open_group("tools_scheduler")
 
 
 def show_in_server_info(

@@ -22,4 +22,5 @@ HOOKS: tuple[Hook, ...] = (
         "sglang_ext.plugin.server:take_config",
     ),
     SERVER_INFO,
+    Hook("sglang.srt.runtime_context:publish", "AFTER", "sglang_ext.plugin.server:open_scheduler"),
 )

@@ -8,7 +8,7 @@ SYMBOLS: tuple[Symbol, ...] = (
     Symbol(
         "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
         "every endpoint that generates calls it before anything is sent to a scheduler; "
-        "obj.kv_hints goes there",
+        "obj.kv_hints goes there; the answers' meta_info holds the scheduler's finish_reason",
         ("obj", "request"),
     ),
     Symbol(

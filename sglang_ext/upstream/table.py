@@ -1,6 +1,6 @@
 """All symbols of SGLang that are touched: the rows of each room, one room a line."""
 
-from sglang_ext.upstream import device, requests, serving, storage, tree
+from sglang_ext.upstream import device, requests, serving, storage, tools, tree
 from sglang_ext.upstream.symbols import Symbol
 
 __all__ = ["SYMBOLS"]
@@ -11,4 +11,5 @@ SYMBOLS: tuple[Symbol, ...] = (
     *storage.SYMBOLS,
     *requests.SYMBOLS,
     *tree.SYMBOLS,
+    *tools.SYMBOLS,
 )

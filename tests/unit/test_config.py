@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from sglang_ext.cache.settings import TreeSettings
-from sglang_ext.config import CAPABILITIES, ExtConfig, cache, parse
+from sglang_ext.config import CAPABILITIES, ExtConfig, cache, describe, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
 from sglang_ext.config.sizes import format_size, parse_size, parse_tokens
 from sglang_ext.config.stock import check_conflicts, stock_settings
@@ -251,6 +251,33 @@ def test_every_flag_is_documented_and_lands_in_the_config():
         fields = getattr(ExtConfig(), part.name).__dataclass_fields__
         assert {flag.field for flag in part.flags} == set(fields)
         assert all(len(flag.help) > 20 for flag in part.flags)
+
+
+def test_tools_are_enforced_when_asked_for():
+    assert not parse({"ext_tools": "off"}).active
+    parsed = parse({"ext_tools": "enforce"})
+    assert parsed.active
+    assert describe(parsed)["tools_enforce"] is True
+    with pytest.raises(ConfigError, match="--ext-tools: 'on' is not a mode"):
+        parse({"ext_tools": "on"})
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({}, "needs --tool-call-parser"),
+        (
+            {"tool_call_parser": "hermes", "grammar_backend": "outlines"},
+            "--grammar-backend outlines",
+        ),
+        ({"tool_call_parser": "hermes", "tokenizer_worker_num": 2}, "--tokenizer-worker-num 2"),
+    ],
+)
+def test_what_contradicts_enforced_tools_is_named(given, why):
+    parsed = parse({"ext_tools": "enforce"})
+    with pytest.raises(ConfigError, match=why):
+        check_conflicts(parsed, (), given)
+    check_conflicts(parsed, (), {"tool_call_parser": "hermes"})
 
 
 def test_format_size_keeps_the_unit_readable():

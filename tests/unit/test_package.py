@@ -23,8 +23,11 @@ ALLOWED = {
     "errors": set(),
     "arguments": {"cache", "config", "errors"},
     "serve_help": set(),
-    "plugin": {"arguments", "cache", "config", "device", "errors", "serve_help", "upstream"},
-    "bench": {"cache", "device", "errors", "models", "replay"},
+    "plugin": {
+        *("arguments", "cache", "config", "device", "errors", "serve_help", "tools", "upstream"),
+    },
+    "tools": {"errors"},
+    "bench": {"cache", "device", "errors", "models", "replay", "tools"},
     "replay": {"cache", "errors"},
 }
 
@@ -66,6 +69,17 @@ def run(code):
         "sglang_ext.cache.weights",
         "sglang_ext.cache.store",
         "sglang_ext.cli.main",
+        "sglang_ext.tools.bounded",
+        "sglang_ext.tools.calls",
+        "sglang_ext.tools.complete",
+        "sglang_ext.tools.decoding",
+        "sglang_ext.tools.ebnf",
+        "sglang_ext.tools.answers",
+        "sglang_ext.tools.endpoints",
+        "sglang_ext.tools.grammars",
+        "sglang_ext.tools.requests",
+        "sglang_ext.tools.sampling",
+        "sglang_ext.tools.schema",
         "sglang_ext.models",
     ],
 )

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sglang_ext.plugin import switches, verifying
+from sglang_ext.plugin import switches, tool_seams, verifying
 from sglang_ext.plugin.reference import PLATFORM
 from sglang_ext.plugin.table import HOOKS
 from sglang_ext.upstream.storage import WEIGHT_UPDATER
@@ -62,8 +62,8 @@ def test_the_disk_tiers_hooks_are_applied_when_it_is_opened():
     result, loaded = load("from sglang_ext.cache.hooks import opening; assert opening() == []")
     assert loaded is not None, result.stderr
     assert loaded["states"].pop(TREE) == "not needed"
-    in_front = {hook.target for hook in HOOKS if hook.groups == ("front",)}
-    others = {state for name, state in loaded["states"].items() if name not in in_front}
+    elsewhere = {hook.target for hook in HOOKS if hook.groups and "disk_tier" not in hook.groups}
+    others = {state for name, state in loaded["states"].items() if name not in elsewhere}
     assert others == {"applied"}
 
 
@@ -71,6 +71,58 @@ def test_the_radix_cache_is_entered_where_sglang_has_loaded_its_own():
     result, loaded = load(first="import sglang.srt.mem_cache.registry")
     assert loaded is not None, result.stderr
     assert loaded["states"][TREE] == "applied"
+
+
+ENFORCING = """
+import types
+from sglang_ext import config
+record = types.SimpleNamespace(_sglang_ext_config=config.parse({"ext_tools": "enforce"}))
+"""
+OPENERS = {
+    "tools_front": """
+from sglang_ext.plugin import server
+server.take_config(lambda cls, args: record, object, record)
+""",
+    "tools_scheduler": """
+from sglang.srt import runtime_context
+from sglang_ext.plugin import server
+server.open_scheduler(None, record, role="tokenizer")
+server.open_scheduler(None, record, role="scheduler")
+""",
+}
+
+
+@pytest.mark.parametrize("group", OPENERS)
+def test_the_hooks_of_tools_are_applied_where_they_are_enforced(group):
+    result, loaded = load(ENFORCING + OPENERS[group])
+    assert loaded is not None, result.stderr
+    for hook in tool_seams.HOOKS:
+        expected = "applied" if group in hook.groups else "not needed"
+        assert loaded["states"][hook.target] == expected, hook.target
+
+
+def test_groups_that_share_a_symbol_are_opened_together():
+    shared = "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request"
+    both = [hook for hook in HOOKS if hook.path == shared]
+    assert {hook.groups for hook in both} == {("front",), ("tools_front",)}
+    names = [name for hook in both for name in hook.groups]
+    result, loaded = load(
+        f"from sglang_ext.plugin.opening import open_group; assert open_group(*{names}) == []"
+    )
+    assert loaded is not None, result.stderr
+    assert loaded["states"][shared.replace(":", ".")] == "applied"
+
+
+def test_a_hook_of_tools_that_moved_stops_the_server():
+    move = (
+        "from sglang.srt.function_call import function_call_parser as p; "
+        "del p.FunctionCallParser.parse_stream_end; "
+        "from sglang_ext.plugin.opening import open_group; open_group('tools_front')"
+    )
+    result, loaded = load(move)
+    assert loaded is None
+    assert result.returncode == 1
+    assert "parse_stream_end" in result.stderr
 
 
 def test_a_disk_tier_whose_hook_moved_does_not_open():

@@ -1,0 +1,1 @@
+"""Tool calls: schemas, tags, grammars, and what a client is shown of them."""

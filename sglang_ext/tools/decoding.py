@@ -1,0 +1,131 @@
+"""What a scheduler does differently while a call is written: hooks on requests and their grammars.
+
+A call that was ended by force is marked in the finish reason, which says ``length``; where no legal
+end fits, the call stays cut off, and is withheld.
+
+Source: SGLang 0.5.23, ``constrained/xgrammar_backend.py``, ``constrained/grammar_manager.py``.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sglang_ext.tools.grammars import held_bytes
+from sglang_ext.tools.progress import Progress
+from sglang_ext.tools.tag import OURS
+
+__all__ = [
+    "REPORT",
+    "accept_token",
+    "attach",
+    "attach_ready",
+    "fill_vocab_mask",
+    "mark_finished",
+    "progress_of",
+]
+
+# Key of a finish reason that holds the figures of a call.
+REPORT = "sglang_ext"
+_PROGRESS = "_sglang_ext_progress"
+
+
+def progress_of(grammar: Any) -> Progress | None:
+    """What is known of the call that ``grammar`` holds; None where the tag is not ours."""
+    inner = getattr(grammar, "grammar", None) or grammar  # within a reasoner
+    return getattr(inner, _PROGRESS, None)
+
+
+def attach(_result: Any, manager: Any, request: Any) -> None:
+    """AFTER ``GrammarManager.process_req_with_grammar``: a grammar learns of its request."""
+    _attach(manager, request)
+
+
+def attach_ready(requests: list[Any], manager: Any) -> None:
+    """AFTER ``GrammarManager.get_ready_grammar_requests``: likewise."""
+    for request in requests:
+        _attach(manager, request)
+
+
+def _attach(manager: Any, request: Any) -> None:
+    grammar = getattr(request.grammar, "grammar", None) or request.grammar
+    key = getattr(grammar, "key_string", None)
+    tokenizer = manager.scheduler.tokenizer
+    if not isinstance(key, str) or OURS not in key or tokenizer is None:
+        return
+    stats = getattr(grammar, "grammar_stats", None)
+    hit = getattr(stats, "is_cache_hit", True)
+    seconds = 0.0 if hit else getattr(stats, "compilation_time", None) or 0.0
+    progress = Progress(
+        request,
+        lambda text: tokenizer.encode(text, add_special_tokens=False),
+        vocabulary=grammar.vocab_size,
+        compile_ms=1e3 * seconds,
+    )
+    setattr(grammar, _PROGRESS, progress)
+
+
+def fill_vocab_mask(original: Callable[..., None], grammar: Any, mask: Any, row: int) -> None:
+    """AROUND ``XGrammarGrammar.fill_vocab_mask``: near the end, one token is allowed."""
+    progress = progress_of(grammar)
+    if progress is None:
+        original(grammar, mask, row)
+        return
+    begin = time.perf_counter()
+    original(grammar, mask, row)
+    allowed = int.from_bytes(mask[row].numpy().tobytes(), "little").bit_count()
+    progress.decide(grammar.matcher, allowed)
+    if progress.forced is not None:
+        _allow(mask[row], progress.forced[:1] or list(grammar.matcher.stop_token_ids))
+    progress.mask_ms += 1e3 * (time.perf_counter() - begin)
+
+
+def _allow(words: Any, tokens: list[int]) -> None:
+    """Allow ``tokens`` alone: bits of 32-bit words; the highest one is the sign."""
+    words.zero_()
+    for token in tokens:
+        bit = token % 32
+        words[token // 32] |= -(1 << 31) if bit == 31 else 1 << bit
+
+
+def accept_token(original: Callable[..., None], grammar: Any, token: int) -> None:
+    """AROUND ``XGrammarGrammar.accept_token``: what was written is noted."""
+    original(grammar, token)
+    progress = progress_of(grammar)
+    if progress is not None:
+        progress.accept(token)
+
+
+def mark_finished(_result: None, request: Any, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER ``Req.update_finish_state``: the finish reason tells of the call."""
+    reason = request.finished_reason
+    progress = None if reason is None else progress_of(request.grammar)
+    if progress is None or REPORT in (told := reason.to_json()):
+        return
+    figures = {**progress.figures(), "cache_bytes": held_bytes()}
+    kind = told.get("type")
+    if kind not in ("stop", "length"):
+        figures["ended"] = ""
+    if figures["ended"]:
+        if kind == "stop":  # its last token ends the answer, and is no part of it
+            request.finished_len = len(request.output_ids) - 1
+        reason = _cut_off(len(request.output_ids))
+    request.finished_reason = _telling(reason, figures)
+
+
+def _cut_off(length: int) -> Any:
+    from sglang.srt.managers.schedule_batch import FINISH_LENGTH
+
+    return FINISH_LENGTH(length)
+
+
+def _telling(reason: Any, figures: dict[str, Any]) -> Any:
+    """``reason``, which also tells ``figures``."""
+
+    class Telling(type(reason)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.__dict__.update(vars(reason))
+
+        def to_json(self) -> dict[str, Any]:
+            return {**super().to_json(), REPORT: figures}
+
+    return Telling()

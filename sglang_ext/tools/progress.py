@@ -1,0 +1,145 @@
+"""How one request's call comes along: its budget, whether it is ended by force, its figures. Pure.
+
+Far from the end of the budget nothing is looked for; near it, the shortest legal end is found
+before each token, and taken when it just fits; likewise where the model repeats itself.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from sglang_ext.tools.complete import Matcher, completion
+from sglang_ext.tools.parts import active
+from sglang_ext.tools.repetition import repeated
+
+__all__ = ["BUDGET", "REPETITION", "Progress", "Request"]
+
+# Why a call was ended.
+BUDGET, REPETITION = "forced", "repetition"
+
+# Freedom left when a completion begins. Default one token: a call that the model would have ended
+# in time is not cut short; one that opens an optional part at the very end is cut off instead.
+_SPARE_TOKENS = 1
+_WINDOW_TOKENS = 64  # beyond twice what an end takes, nothing is looked for. Speed: 0.1 ms a token
+_REPETITION_EVERY = 16  # tokens from one look for repetition to the next
+# A place is structure where less than this share of the vocabulary may follow: punctuation, names,
+# enumerated values and numbers, not text. Tokens of digits are less than 1 % of any vocabulary.
+_STRUCTURE_SHARE = 1 / 32
+_UNLIMITED = 1 << 30
+
+
+class Request(Protocol):
+    """What is used of SGLang's request."""
+
+    sampling_params: Any
+    output_ids: Sequence[int]
+
+
+class Progress:
+    """Decides, before each token, what may be written.
+
+    Args:
+        request: held weakly.
+        encode: text to tokens, without special tokens.
+        vocabulary: number of tokens.
+        compile_ms: what the grammar took, 0 where it was there.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        encode: Callable[[str], Sequence[int]],
+        *,
+        vocabulary: int,
+        compile_ms: float = 0.0,
+    ) -> None:
+        self._request = weakref.ref(request)
+        self._encode = encode
+        self._structure_most = vocabulary * _STRUCTURE_SHARE
+        self._needed = 0
+        self._next_look = 0
+        self.forced: list[int] | None = None  # tokens that are still to be written
+        self.ended = ""  # why the call was ended
+        self.structure = False  # whether the next token is one of structure
+        self.forced_tokens = 0
+        self.structure_tokens = 0
+        self.tokens = 0
+        self.mask_ms = 0.0
+        self.compile_ms = compile_ms
+
+    def remaining(self) -> int:
+        """Tokens that may still be written."""
+        request = self._request()
+        if request is None or request.sampling_params.max_new_tokens is None:
+            return _UNLIMITED
+        return int(request.sampling_params.max_new_tokens) - len(request.output_ids)
+
+    def decide(self, matcher: Matcher, allowed: int) -> None:
+        """Look at the place of the next token, where the grammar allows ``allowed`` tokens."""
+        self.structure = allowed < self._structure_most
+        if self.forced is not None:
+            return
+        if active().completion:
+            self._before_the_budget_ends(matcher)
+        if self.forced is None and active().repetition:
+            self._before_it_repeats_on(matcher)
+
+    def _before_the_budget_ends(self, matcher: Matcher) -> None:
+        remaining = self.remaining()
+        # What is needed shrinks and grows by little each token: far from the end nothing is done.
+        if remaining > 2 * self._needed + _WINDOW_TOKENS:
+            return
+        found = completion(matcher, self._encode)
+        if found is None:
+            return
+        self._needed = max(self._needed, len(found))
+        if found and remaining - _SPARE_TOKENS <= len(found) <= remaining:
+            self._end(found, BUDGET)
+
+    def _before_it_repeats_on(self, matcher: Matcher) -> None:
+        request = self._request()
+        if request is None or len(request.output_ids) < self._next_look:
+            return
+        self._next_look = len(request.output_ids) + _REPETITION_EVERY
+        passage = repeated(request.output_ids)
+        if not passage:
+            return
+        found = completion(matcher, self._encode)
+        if found is None or (not found and not self.structure):
+            return  # where text is free, the model may repeat itself: a call it is not
+        self._next_look = 0  # it ends at the first place where it can end otherwise
+        if not found or found[0] != request.output_ids[-passage]:
+            self._end(found, REPETITION)
+
+    def _end(self, tokens: list[int], why: str) -> None:
+        self.forced, self.ended, self.forced_tokens = tokens, why, len(tokens)
+
+    def accept(self, token: int) -> None:
+        """A token was written."""
+        self.tokens += 1
+        self.structure_tokens += self.structure
+        if not self.forced:
+            return
+        if self.forced[0] == token:
+            self.forced.pop(0)
+        else:  # a sampler that does not honour the mask: what follows is not ours
+            self.forced, self.ended, self.forced_tokens = None, "", 0
+
+    def completed(self) -> bool:
+        """Whether a forced end is written; the grammar may take its last token only later."""
+        left, request = self.forced, self._request()
+        if left is None or request is None:
+            return False
+        return not left or list(request.output_ids[-len(left) :]) == left
+
+    def figures(self) -> dict[str, Any]:
+        """What is told of the request when it ends."""
+        ended = self.ended if self.completed() else ""
+        return {
+            "ended": ended,
+            "tokens": self.tokens,
+            "structure_tokens": self.structure_tokens,
+            "forced_tokens": self.forced_tokens if ended else 0,
+            "mask_ms": round(self.mask_ms, 3),
+            "compile_ms": round(self.compile_ms, 3),
+        }

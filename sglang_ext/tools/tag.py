@@ -1,0 +1,289 @@
+"""From a request's tools to the structural tag that holds its answer, and the form to read it by.
+
+A parser has a form whose arguments are JSON (`forms.FORMS`), a tag that xgrammar makes for the
+model (`forms.NATIVE_TAGS`), one that SGLang makes (`forms.STOCK_TAGS`), or none. Without one, a
+required call is written as a bare list, and what the model writes of its own accord is free and
+checked.
+
+Pure. Source: xgrammar 0.2.7, ``structural_tag``; SGLang 0.5.23, ``function_call_parser``.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from sglang_ext.errors import ToolSchemaError, ToolsError
+from sglang_ext.tools.ebnf import Separators, grammar, quoted
+from sglang_ext.tools.forms import ARRAY, FORMS, NATIVE_TAGS, STOCK_TAGS, Form
+from sglang_ext.tools.plain import plain_schema
+from sglang_ext.tools.schema import NormalSchema, normalise
+
+__all__ = ["OURS", "Choice", "Plan", "ToolSpec", "compile_plan", "schema_of"]
+
+_MOST_TOOLS = 256
+_SCHEMAS_CACHED = 1_024  # of at most 100 kB each
+OURS = "call ::= call0"  # in each tag with grammars of ours, and in no other
+_ANY_ARGUMENTS = '{"type": "object"}'
+
+Choice = Literal["auto", "required"]
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """One tool: its name and its parameters as JSON text, which is how they are cached."""
+
+    name: str
+    parameters: str = _ANY_ARGUMENTS
+    strict: bool | None = None
+
+    @property
+    def enforced(self) -> bool:
+        """Whether its schema holds: unless the tool says ``strict: false``."""
+        return self.strict is not False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one request is answered.
+
+    Attributes:
+        tag: xgrammar structural tag; None leaves decoding free.
+        form: how to read its calls; None: by SGLang's detector.
+        required: the whole answer is calls.
+    """
+
+    tag: dict[str, Any] | None
+    form: Form | None
+    required: bool
+
+
+@lru_cache(maxsize=_SCHEMAS_CACHED)
+def _normalised(parameters: str) -> NormalSchema | ToolSchemaError:
+    try:
+        return normalise(json.loads(parameters), objects_only=True)
+    except ToolSchemaError as error:
+        return error
+
+
+@lru_cache(maxsize=_SCHEMAS_CACHED)
+def _normalised_answer(text: str) -> NormalSchema | ToolSchemaError:
+    try:
+        return normalise(json.loads(text))
+    except ToolSchemaError as error:
+        return error
+
+
+def schema_of(tool: ToolSpec) -> NormalSchema:
+    """The schema of a tool's arguments: any object where it is not enforced.
+
+    Raises:
+        ToolSchemaError: it is refused; names the tool.
+    """
+    found = _normalised(tool.parameters if tool.enforced else _ANY_ARGUMENTS)
+    if isinstance(found, ToolSchemaError):
+        raise ToolSchemaError(
+            f"the parameters of tool {tool.name!r} cannot be enforced: {found}",
+            fix='change that part, or let the tool say "strict": false to go without its schema',
+        )
+    return found
+
+
+def compile_plan(
+    tools: Sequence[ToolSpec],
+    choice: Choice | ToolSpec,
+    *,
+    parser: str,
+    parallel: bool = True,
+    reasoning: bool = False,
+    separators: Separators | None = None,
+    answer: str | None = None,
+) -> Plan:
+    """The plan for one request.
+
+    Args:
+        tools: the tools that may be called.
+        choice: ``auto``, ``required``, or the one tool that must be called.
+        parser: name of SGLang's tool-call parser.
+        parallel: whether several calls may be made.
+        reasoning: whether the tag is to cover the model's reasoning; only xgrammar's own do.
+        separators: how the model writes JSON; from its chat template.
+        answer: JSON schema, as text, of an answer without calls.
+
+    Raises:
+        ToolsError: too many tools, two of one name, or a schema that is refused.
+    """
+    _check_tools(tools)
+    if answer is not None and choice == "auto":
+        return _calls_or_answer(tools, answer, parser, parallel, reasoning)
+    required = choice != "auto"
+    allowed = [choice] if isinstance(choice, ToolSpec) else list(tools)
+    if parser in NATIVE_TAGS:
+        return Plan(_native(allowed, choice, parser, parallel, reasoning), None, required)
+    form = None if parser in STOCK_TAGS else FORMS.get(parser, ARRAY if required else None)
+    if form is None or not (required or form.marker):
+        for tool in allowed:
+            schema_of(tool)  # refused now rather than after decoding
+        return Plan(None, None, required)
+    if separators is not None:
+        form = form.with_separators(separators)
+    calls = _calls(allowed, form, parallel)
+    if required:
+        return Plan(_tag({"type": "grammar", "grammar": calls}), form, True)
+    return Plan(_tag(_triggered(allowed, form, parallel)), form, False)
+
+
+def _calls_or_answer(
+    tools: Sequence[ToolSpec], answer: str, parser: str, parallel: bool, reasoning: bool
+) -> Plan:
+    """Either calls and nothing else, or an answer of the schema that the request asks for."""
+    calls = compile_plan(tools, "required", parser=parser, parallel=parallel, reasoning=reasoning)
+    form = calls.form
+    if calls.tag is None or (form is not None and not _begins_apart(form)):
+        raise ToolsError(
+            f"calls of the parser {parser} are not told apart from an answer in JSON",
+            fix="leave out response_format, or say tool_choice required or none",
+        )
+    found = _normalised_answer(answer)
+    if isinstance(found, ToolSchemaError):
+        raise ToolSchemaError(
+            f"the schema of response_format cannot be enforced: {found}", fix="change that part"
+        )
+    written = {"type": "grammar", "grammar": grammar(found)}
+    return Plan(_tag({"type": "or", "elements": [calls.tag["format"], written]}), form, False)
+
+
+def _begins_apart(form: Form) -> bool:
+    """Whether calls begin as no JSON does."""
+    return form.marker[:1] not in ("", "{", "[") or form.marker.startswith("[TOOL")
+
+
+def _check_tools(tools: Sequence[ToolSpec]) -> None:
+    if len(tools) > _MOST_TOOLS:
+        raise ToolsError(f"{len(tools)} tools, at most {_MOST_TOOLS}", fix="send fewer")
+    names = [tool.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise ToolsError(f"two tools are named {name!r}", fix="give each a name of its own")
+        if not name or any(char in name for char in '\n\r"<>\\'):
+            raise ToolsError(
+                f"{name[:80]!r} is not the name of a tool",
+                fix="use letters, digits, dash and underscore",
+            )
+
+
+def _tag(form: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "structural_tag", "format": form}
+
+
+def _rules(tools: Sequence[ToolSpec], form: Form, skip: int = 0) -> str:
+    """Rules ``call0``, ``call1``, … of one call each; ``skip`` characters of each are written."""
+    parts = []
+    for number, tool in enumerate(tools):
+        inner = grammar(schema_of(tool), form.separators, root="arguments")
+        begin = quoted(form.opening(tool.name)[skip:])
+        parts.append(_renamed(inner, f"t{number}_"))
+        parts.append(f"call{number} ::= {begin} t{number}_arguments {quoted(form.call_end)}\n")
+    calls = " | ".join(f"call{number}" for number in range(len(tools)))
+    return "".join(parts) + f"call ::= {calls}\n"
+
+
+def _calls(tools: Sequence[ToolSpec], form: Form, parallel: bool) -> str:
+    """The grammar of one call or more, with what stands around them."""
+    more = f"({quoted(form.between)} call)*" if parallel else ""
+    root = f"root ::= {quoted(form.begin)} call {more} {quoted(form.end)}\n"
+    return root + _rules(tools, form)
+
+
+def _triggered(tools: Sequence[ToolSpec], form: Form, parallel: bool) -> dict[str, Any]:
+    """Free text, in which the form's marker begins calls."""
+    if form.begin:
+        more = f"({quoted(form.between)} call)*" if parallel else ""
+        rest = quoted(form.begin[len(form.marker) :])
+        root = f"root ::= {rest} call {more} {quoted(form.end)}\n"
+        content = root + _rules(tools, form)
+    else:
+        # The marker may stand within the opening: what is before it is free text.
+        openings = {form.opening(tool.name).index(form.marker) for tool in tools}
+        skip = max(openings) + len(form.marker)
+        content = "root ::= call\n" + _rules(tools, form, skip)
+    return {
+        "type": "triggered_tags",
+        "triggers": [form.marker],
+        "tags": [
+            {
+                "type": "tag",
+                "begin": form.marker,
+                "content": {"type": "grammar", "grammar": content},
+                "end": "",
+            }
+        ],
+        # A section ends the answer; a second one is not a form that models were trained on.
+        "stop_after_first": bool(form.begin) or not parallel,
+    }
+
+
+def _renamed(rules: str, prefix: str) -> str:
+    """``rules`` with ``prefix`` before the name of each: those of two tools never meet."""
+    lines = rules.splitlines()
+    names = {line.split(" ::= ", 1)[0] for line in lines}
+    return "".join(_renamed_line(line, names, prefix) + "\n" for line in lines)
+
+
+def _renamed_line(line: str, names: set[str], prefix: str) -> str:
+    found, word, at, quote = [], "", 0, ""
+    for char in line + " ":
+        if quote:
+            found.append(char)
+            escaped = char == "\\" and not at
+            if char == quote and not at:
+                quote = ""
+            at = 1 if escaped else 0
+        elif char.isalnum() or char == "_":
+            word += char
+        else:
+            found.append(prefix + word if word in names else word)
+            word = ""
+            found.append(char)
+            quote = {'"': '"', "[": "]"}.get(char, "")
+            at = 0
+    return "".join(found).rstrip()
+
+
+def _native(
+    tools: Sequence[ToolSpec],
+    choice: Choice | ToolSpec,
+    parser: str,
+    parallel: bool,
+    reasoning: bool,
+) -> dict[str, Any]:
+    from xgrammar import get_model_structural_tag
+
+    documents = [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "parameters": plain_schema(schema_of(tool)),
+                "strict": True,
+            },
+        }
+        for tool in tools
+    ]
+    named: Any = choice
+    if isinstance(choice, ToolSpec):
+        named = {"type": "function", "function": {"name": choice.name}}
+    try:
+        tag = get_model_structural_tag(
+            NATIVE_TAGS[parser],
+            tools=documents,
+            tool_choice=named,
+            reasoning=reasoning,
+            parallel_tool_calls=parallel,
+            max_whitespace_cnt=1,
+        )
+    except ValueError as error:
+        raise ToolsError(f"xgrammar makes no tag for {parser}: {error}") from None
+    found: dict[str, Any] = tag.model_dump()
+    return found

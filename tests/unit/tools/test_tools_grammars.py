@@ -1,0 +1,118 @@
+"""Compiled grammars: bounded exactly, and compiled once for equal requests."""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_ext.tools.bounded import BoundedCache
+from sglang_ext.tools.grammars import _Grammars, compile_once
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60)), max_size=40))
+def test_the_bound_is_exact_and_the_least_used_goes_first(steps):
+    cache = BoundedCache(100, lambda _key, size: size)
+    oracle: dict[int, int] = {}
+    for key, size in steps:
+        if size % 3 == 0:
+            assert cache.get(key) == oracle.get(key)
+            if key in oracle:
+                oracle[key] = oracle.pop(key)
+            continue
+        cache.put(key, size)
+        oracle.pop(key, None)
+        while oracle and sum(oracle.values()) + size > 100:
+            oracle.pop(next(iter(oracle)))
+        oracle[key] = size
+        assert cache.held_bytes == sum(oracle.values()) <= 100
+        assert len(cache) == len(oracle)
+
+
+def test_what_is_larger_than_the_cache_is_not_held():
+    cache = BoundedCache(10, lambda _key, size: size)
+    cache.put("a", 5)
+    cache.put("b", 11)
+    assert (cache.get("a"), cache.get("b"), cache.held_bytes) == (5, None, 5)
+    cache.clear()
+    assert (len(cache), cache.held_bytes) == (0, 0)
+
+
+@dataclass
+class Stats:
+    is_cache_hit: bool = False
+
+
+class Grammar:
+    def __init__(self, key, stats=None):
+        self.key = key
+        self.grammar_stats = stats or Stats()
+
+    def copy(self):
+        return Grammar(self.key, Stats(is_cache_hit=True))
+
+
+class Backend:
+    """SGLang's backend as far as it is used: a cache, and compiles in threads."""
+
+    def __init__(self):
+        self.cache = _Grammars()
+        self.executor = ThreadPoolExecutor(4)
+        self.go = threading.Event()
+        self.compiled = []
+
+    def get(self, key, reasoning):
+        held = self.cache.get(key)
+        if held:
+            return held.copy(), True
+        return self.executor.submit(self.compile, key), False
+
+    def compile(self, key):
+        self.go.wait(30)
+        self.compiled.append(key)
+        if key == "bad":
+            raise ValueError("no grammar")
+        return Grammar(key)
+
+    def ask(self, key, reasoning=False):
+        return compile_once(Backend.get, self, key, reasoning)
+
+
+def test_equal_requests_wait_for_one_compile():
+    backend = Backend()
+    asked = [backend.ask("a") for _ in range(5)] + [backend.ask("b")]
+    assert all(isinstance(value, Future) and not hit for value, hit in asked)
+    backend.go.set()
+    grammars = [value.result(30) for value, _ in asked]
+    assert sorted(backend.compiled) == ["a", "b"]
+    assert len({id(grammar) for grammar in grammars}) == 6  # a matcher each
+    compiled = [grammar.key for grammar in grammars if not grammar.grammar_stats.is_cache_hit]
+    assert sorted(compiled) == ["a", "b"]
+    assert backend.cache.running == {}
+    backend.cache["a"] = grammars[0]
+    value, hit = backend.ask("a")
+    assert hit
+    assert value.key == "a"
+
+
+def test_a_compile_that_fails_fails_those_who_wait_and_nobody_later():
+    backend = Backend()
+    asked = [backend.ask("bad") for _ in range(3)]
+    backend.go.set()
+    for value, _ in asked:
+        with pytest.raises(ValueError, match="no grammar"):
+            value.result(30)
+    assert backend.cache.running == {}
+    value, _ = backend.ask("bad")
+    assert value not in [one for one, _ in asked]
+
+
+def test_a_request_that_is_cancelled_leaves_the_others():
+    backend = Backend()
+    first, _ = backend.ask("a")
+    second, _ = backend.ask("a")
+    assert first.cancel()
+    backend.go.set()
+    assert second.result(30).key == "a"

@@ -1,0 +1,193 @@
+"""Tags: every parser of SGLang, each choice, strict and not, parallel and not."""
+
+import itertools
+import json
+
+import pytest
+
+pytest.importorskip("sglang")
+
+from sglang.srt.entrypoints.openai.protocol import Tool
+from sglang.srt.function_call.function_call_parser import FunctionCallParser
+from xgrammar import Grammar, StructuralTag
+from xgrammar.testing import _is_grammar_accept_string
+
+from sglang_ext.errors import ToolsError
+from sglang_ext.tools.forms import FORMS, NATIVE_TAGS, STOCK_TAGS
+from sglang_ext.tools.tag import ToolSpec, compile_plan, schema_of
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TIME = {"type": "object", "properties": {"zone": {"enum": ["UTC", "CET"]}}, "required": ["zone"]}
+TOOLS = [ToolSpec("get_weather", json.dumps(WEATHER)), ToolSpec("get_time", json.dumps(TIME))]
+LOOSE = [ToolSpec(tool.name, tool.parameters, strict=False) for tool in TOOLS]
+PARSERS = sorted(FunctionCallParser.ToolCallParserEnum)
+# Tags that SGLang or xgrammar write in code of their own; what their models emit is in the
+# matrix of docs/tools.md.
+OTHERS = {*NATIVE_TAGS, *STOCK_TAGS}
+
+
+def accepts(plan, text):
+    tag = StructuralTag.from_json(plan.tag)
+    return _is_grammar_accept_string(Grammar.from_structural_tag(tag), text)
+
+
+def spelled(form, *calls):
+    texts = [form.opening(name) + json.dumps(value, separators=separators(form)) + form.call_end
+             for name, value in calls]  # fmt: skip
+    return form.begin + form.between.join(texts) + form.end
+
+
+def separators(form):
+    return form.separators.item, form.separators.key
+
+
+GOOD = ("get_weather", {"city": 'Pa"ris', "days": 2})
+BAD = ("get_weather", {"city": 'Pa"ris', "days": 0})
+OTHER = ("get_time", {"zone": "UTC"})
+
+MATRIX = list(
+    itertools.product(
+        [name for name in PARSERS if name not in OTHERS],
+        ["auto", "required", "named"],
+        [True, False],
+        [True, False],
+    )
+)
+
+
+@pytest.mark.parametrize(("parser", "choice", "strict", "parallel"), MATRIX)
+def test_every_parser(parser, choice, strict, parallel):
+    tools = TOOLS if strict else LOOSE
+    wanted = tools[0] if choice == "named" else choice
+    plan = compile_plan(tools, wanted, parser=parser, parallel=parallel)
+    if plan.tag is None:
+        assert choice == "auto"  # a required call is always held
+        assert not FORMS.get(parser) or not FORMS[parser].marker
+        return
+    form = plan.form
+    assert accepts(plan, spelled(form, GOOD))
+    assert accepts(plan, spelled(form, BAD)) == (not strict)
+    assert accepts(plan, spelled(form, OTHER)) == (choice != "named")
+    assert accepts(plan, spelled(form, GOOD, GOOD)) == parallel
+    assert accepts(plan, "Text.") == (choice == "auto")
+    assert accepts(plan, "Text. " + spelled(form, GOOD)) == (choice == "auto")
+    assert not accepts(plan, spelled(form, ("nobody", {})))
+
+
+@pytest.mark.parametrize("parser", sorted(FORMS))
+def test_sglang_reads_what_is_spelled(parser):
+    form = FORMS[parser]
+    tools = [
+        Tool(type="function", function={"name": t.name, "parameters": json.loads(t.parameters)})
+        for t in TOOLS
+    ]
+    detector = FunctionCallParser.ToolCallParserEnum[parser]()
+    found = detector.detect_and_parse(spelled(form, GOOD, OTHER), tools)
+    assert [(call.name, json.loads(call.parameters)) for call in found.calls] == [GOOD, OTHER]
+
+
+@pytest.mark.parametrize("parser", sorted(NATIVE_TAGS))
+@pytest.mark.parametrize("choice", ["auto", "required", "named"])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_tags_of_xgrammar_compile(parser, choice, parallel):
+    wanted = TOOLS[0] if choice == "named" else choice
+    for tools in (TOOLS, LOOSE):
+        chosen = tools[0] if choice == "named" else wanted
+        plan = compile_plan(tools, chosen, parser=parser, parallel=parallel)
+        text = json.dumps(plan.tag)
+        Grammar.from_structural_tag(StructuralTag.from_json(plan.tag))
+        assert ("get_time" in text) == (choice != "named")
+        assert plan.form is None
+
+
+def test_a_tag_of_xgrammar_holds_the_schema():
+    plan = compile_plan(TOOLS, "required", parser="qwen3_coder")
+    call = (
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\n{}\n</parameter>\n{}</function>\n"
+        "</tool_call>"
+    )
+    days = "<parameter=days>\n{}\n</parameter>\n"
+    assert accepts(plan, call.format('Pa"ris', days.format(2)))
+    assert not accepts(plan, call.format('Pa"ris', days.format(0)))
+    assert not accepts(plan, call.format("Paris", days.format("two")))
+
+
+def test_definitions_of_two_tools_do_not_meet():
+    kinds = {"one": "string", "two": "integer"}
+    tools = []
+    for name, kind in kinds.items():
+        schema = {"properties": {"a": {"$ref": "#/$defs/x"}}, "required": ["a"]}
+        tools.append(ToolSpec(name, json.dumps({**schema, "$defs": {"x": {"type": kind}}})))
+    plan = compile_plan(tools, "required", parser="hermes")
+    assert accepts(plan, spelled(plan.form, ("one", {"a": "x"}), ("two", {"a": 1})))
+    assert not accepts(plan, spelled(plan.form, ("one", {"a": 1})))
+
+
+def test_a_name_may_hold_what_a_grammar_quotes():
+    tool = ToolSpec("r0 ::= [a-z]* | chars", json.dumps(WEATHER))
+    plan = compile_plan([tool], "required", parser="hermes")
+    assert accepts(plan, spelled(plan.form, (tool.name, GOOD[1])))
+
+
+@pytest.mark.parametrize(
+    ("tools", "why"),
+    [
+        ([TOOLS[0], TOOLS[0]], "two tools are named 'get_weather'"),
+        ([ToolSpec("a\nb")], "not the name of a tool"),
+        ([ToolSpec(f"t{n}") for n in range(300)], "300 tools, at most 256"),
+        (
+            [ToolSpec("a", '{"pattern": "(a)\\\\1", "type": "string"}')],
+            "tool 'a' cannot be enforced",
+        ),
+    ],
+)
+def test_what_cannot_be_held_is_refused(tools, why):
+    for parser in ("hermes", "pythonic", "qwen3_coder"):
+        with pytest.raises(ToolsError, match=why):
+            compile_plan(tools, "auto", parser=parser)
+
+
+def test_a_refusal_says_how_to_go_without():
+    tool = ToolSpec("a", '{"properties": {"x": {"pattern": "(a)\\\\1"}}}')
+    with pytest.raises(ToolsError, match=r'#/properties/x/pattern.*"strict": false'):
+        schema_of(tool)
+    assert schema_of(ToolSpec("a", tool.parameters, strict=False)).exact
+
+
+ANSWER = json.dumps(
+    {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+)
+APART = [name for name, form in FORMS.items() if form.marker and name != "llama3"]
+
+
+@pytest.mark.parametrize("parser", APART)
+def test_calls_or_an_answer_of_the_schema_that_is_asked_for(parser):
+    plan = compile_plan(TOOLS, "auto", parser=parser, answer=ANSWER)
+    form = FORMS[parser]
+    assert accepts(plan, spelled(form, GOOD))
+    assert accepts(plan, spelled(form, GOOD, OTHER))
+    assert accepts(plan, '{"sum": 3}')
+    assert not accepts(plan, spelled(form, BAD))
+    assert not accepts(plan, '{"sum": "3"}')
+    assert not accepts(plan, '{"sum": 3} ' + spelled(form, GOOD))
+    assert not accepts(plan, "Well.")
+    single = compile_plan(TOOLS, "auto", parser=parser, answer=ANSWER, parallel=False)
+    assert not accepts(single, spelled(form, GOOD, OTHER))
+
+
+@pytest.mark.parametrize("parser", sorted(NATIVE_TAGS))
+def test_models_with_tags_of_xgrammar_may_answer_too(parser):
+    assert accepts(compile_plan(TOOLS, "auto", parser=parser, answer=ANSWER), '{"sum": 3}')
+
+
+def test_an_answer_that_cannot_be_held_is_refused():
+    with pytest.raises(ToolsError, match="llama3 are not told apart from an answer in JSON"):
+        compile_plan(TOOLS, "auto", parser="llama3", answer=ANSWER)
+    hostile = json.dumps({"properties": {"a": {"pattern": r"(a)\1"}}})
+    with pytest.raises(ToolsError, match="response_format cannot be enforced: #/properties/a"):
+        compile_plan(TOOLS, "auto", parser="hermes", answer=hostile)
