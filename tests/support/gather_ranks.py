@@ -49,8 +49,10 @@ def expected(q, k, v, cached):
 def damaged(exchange, what):
     """An exchange that is wrong in one way."""
     if what == "swapped index":
-        at = exchange.destinations
-        exchange.destinations = at[[1, 0, *range(2, len(at))]]
+        # Of two ranks: neighbours of one slice would give every query that sees both the same.
+        at, there = exchange.destinations.clone(), exchange.plan.rows
+        at[[0, there]] = at[[there, 0]]
+        exchange.destinations = at
     if what == "stale slot":
         exchange.destinations = exchange.destinations.clone()
         exchange.destinations[5] = 0

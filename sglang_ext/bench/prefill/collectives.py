@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -37,7 +38,7 @@ def compare_collectives() -> dict[str, Any]:
     }
 
 
-def _ours(shapes: list[tuple[int, ...]], dtype: Any, name: str) -> dict[str, Any]:
+def _ours(shapes: Sequence[tuple[int, ...]], dtype: Any, name: str) -> dict[str, Any]:
     import torch
 
     from sglang_ext.bench.prefill.stock import CountingGroup

@@ -52,13 +52,15 @@ def as_rank_zero(group: CountingGroup, pool: Any) -> Iterator[None]:
 
     parallel = SimpleNamespace(attn_cp_group=group, attn_cp_rank=0, attn_cp_size=group.ranks)
     with ExitStack() as stack:
+
+        def put(owner: Any, name: str, answer: Any) -> None:
+            stack.enter_context(mock.patch.object(owner, name, return_value=answer))
+
         for module in (dp_attention, interleave, zigzag):
-            stack.enter_context(mock.patch.object(module, "get_parallel", lambda: parallel))
+            put(module, "get_parallel", parallel)
         # Interleave asks for a CUDA stream and for symmetric memory on every device.
-        stack.enter_context(mock.patch.object(torch.cuda, "current_stream", lambda: None))
-        stack.enter_context(
-            mock.patch.object(interleave, "use_symmetric_memory", lambda *_, **__: nullcontext())
-        )
-        stack.enter_context(mock.patch.object(interleave, "is_allocation_symmetric", lambda: False))
-        stack.enter_context(mock.patch.object(zigzag, "get_token_to_kv_pool", lambda: pool))
+        put(torch.cuda, "current_stream", None)
+        put(interleave, "use_symmetric_memory", nullcontext())
+        put(interleave, "is_allocation_symmetric", False)
+        put(zigzag, "get_token_to_kv_pool", pool)
         yield
