@@ -50,7 +50,8 @@ def even_out(
     left = 2 * (len(load) - 1)
     while left > 0 and int(state[1].max()) > wanted:
         traded, used = _direct(*state, prefix_lens, cost), 1
-        if traded is None or int(traded[1].max()) > needed >= wanted:
+        short_of = traded is None or int(traded[1].max()) > needed
+        if short_of and int(state[1].max()) > needed:
             through = _through_a_third(*state, prefix_lens, cost)
             if through is not None:
                 traded, used = through, 2

@@ -153,7 +153,8 @@ def plan(
     allowed = stock + stock // STOCK_TOLERANCE
     total = int(cost.between(prefix, prefix + extend).sum())
     mean = -(total // -ranks)
-    wanted = max(mean, min(stock, mean + mean * slack_per_mille // 1000))
+    dearest = int(cost.of(prefix + extend - 1).max(initial=0, where=extend > 0))
+    wanted = max(mean, dearest, min(stock, mean + mean * slack_per_mille // 1000))
     found: list[tuple[Runs, Ints]] = []
     for dealt in _dealings(extend, prefix, ranks, cost):
         found.append(even_out(*dealt, prefix, cost, wanted, allowed))

@@ -27,6 +27,9 @@ def token_costs(batch, cost):
 @given(batch=BATCHES, ranks=st.integers(1, 9), cost=COSTS)
 @example(batch=[(3_649, 55)], ranks=4, cost=Cost.causal())
 @example(batch=[(31, 96_749), (21, 33)], ranks=16, cost=Cost.causal())
+@example(
+    batch=[(38, 0), (40, 0), (24, 0), (0, 35_708), (39, 0)], ranks=4, cost=Cost.top_k(2_048, 4, 1)
+)
 @example(batch=[(81, 0)], ranks=8, cost=Cost.top_k(2_048, 4, 1))
 @example(batch=[(1_000, 0), (1, 500)], ranks=2, cost=Cost.causal())
 def test_every_token_once_and_never_worse_than_stock(batch, ranks, cost):

@@ -6,6 +6,7 @@ from support.stock_splits import stock_split
 
 from sglang_ext.context_parallel import rivals
 from sglang_ext.context_parallel.cost import Cost
+from sglang_ext.context_parallel.pieces import Pieces
 from sglang_ext.context_parallel.plan import Slice, plan
 from sglang_ext.errors import ConfigError
 
@@ -68,6 +69,24 @@ def test_a_batch_with_a_short_request_is_split():
     found = plan(extend, prefix, 4)
     assert max(found.tokens) == 1001
     assert max(found.attention) <= 1.005 * np.mean(found.attention)
+
+
+def test_tokens_are_traded_where_single_ones_are_dear():
+    """Three tokens at 40,000 on four ranks: no dealing alone comes closer than 1 %."""
+    extend, prefix = [2000, 3], [0, 40_000]
+    dealt = Pieces.cut(np.array(extend), np.array(prefix), 4, Cost.causal()).deal()[1]
+    assert max(dealt) > 1.01 * np.mean(dealt)
+    found = plan(extend, prefix, 4)
+    assert max(found.attention) <= 1.005 * np.mean(found.attention)
+    assert max(found.tokens) == 501
+
+
+def test_a_request_without_new_tokens_changes_nothing():
+    short = [38, 40, 24, 39]
+    cost = Cost.top_k(2048, attention=4, indexer=1)
+    alone = plan(short, [0] * 4, 4, cost)
+    beside = plan([*short, 0], [0] * 4 + [35_708], 4, cost)
+    assert beside.attention.tolist() == alone.attention.tolist()
 
 
 @pytest.mark.parametrize("cost", COSTS)
