@@ -9,15 +9,26 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sglang_ext import config as ext_config
 from sglang_ext.cache.folder import check_stores, hold
+from sglang_ext.cache.secret import folder_secret
+from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.config import FLAGS, ExtConfig
 from sglang_ext.errors import ConfigError, SglangExtError
 
-__all__ = ["CONFIG_ATTRIBUTE", "PAGE_ARGUMENTS", "add_flags", "carry_config", "config_of"]
+__all__ = [
+    "CONFIG_ATTRIBUTE",
+    "PAGE_ARGUMENTS",
+    "PAGE_FILES",
+    "add_flags",
+    "carry_config",
+    "config_of",
+    "tree_settings",
+]
 
 # Bookkeeping attribute of SGLang's record of arguments; pickled to child processes with it.
 CONFIG_ATTRIBUTE = "_sglang_ext_config"
@@ -81,6 +92,23 @@ def config_of(server_args: Any) -> ExtConfig:
     return config if isinstance(config, ExtConfig) else ExtConfig()
 
 
+def tree_settings(server_args: Any) -> TreeSettings | None:
+    """What the radix tree of this server is asked to be; None: SGLang's own."""
+    config = config_of(server_args)
+    cache = config.cache
+    if not cache.steered:
+        return None
+    defaults = TreeSettings()
+    return TreeSettings(
+        policy=cache.policy or defaults.policy,
+        secret=config.secret,
+        state_file=str(Path(cache.l3_dir) / "policy.state") if cache.l3_dir else "",
+        record_file=cache.record or "",
+        record_bytes=cache.record_bytes or defaults.record_bytes,
+        tool_call_parser=getattr(server_args, "tool_call_parser", None) or "",
+    )
+
+
 def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -> None:
     """Read our flags from ``parsed``, check them, and set the stock flags they need."""
     config = ext_config.parse(vars(parsed))
@@ -104,6 +132,10 @@ def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -
         # This process lives as long as the server, and so does the lock.
         hold(Path(config.cache.l3_dir), node=getattr(parsed, "node_rank", 0) or 0)
         check_stores(Path(config.cache.l3_dir))
+    if config.cache.steered:
+        folder = config.cache.l3_dir
+        secret = folder_secret(Path(folder)) if folder else secrets.token_bytes(16)
+        setattr(parsed, CONFIG_ATTRIBUTE, replace(config, secret=secret))
     for setting in settings:
         if setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
@@ -135,10 +167,15 @@ def _ranks(parsed: argparse.Namespace) -> int:
 PAGE_ARGUMENTS = (
     # what is computed
     *("json_model_override_args", "model_impl", "load_format", "model_loader_extra_config"),
-    *("custom_weight_loader", "decrypted_config_file", "kt_weight_path", "uno_lora_path"),
-    *("context_length", "page_size", "hicache_mem_layout"),
+    *("model_config_parser", "custom_weight_loader", "forward_hooks", "is_embedding"),
+    *("context_length", "page_size", "hicache_mem_layout", "dllm_algorithm"),
+    *("mm_process_config", "enable_precise_embedding_interpolation"),
     # in which numbers
-    *("dtype", "kv_cache_dtype", "quantization", "quantization_param_path", "modelopt_quant"),
+    *("dtype", "kv_cache_dtype", "quantization", "modelopt_quant", "quantize_and_serve"),
+    *("kt_method", "flashinfer_mxfp4_moe_precision", "enable_w4a4_mxfp4_megamoe"),
+    *("deepep_dispatcher_output_dtype", "enable_quant_communications"),
+    *("prefill_kv_cache_dequant_dtype", "enable_deepseek_v4_fp4_indexer"),
+    *("enable_mamba_cache_stochastic_rounding",),
     *("rl_quant_profile", "mamba_ssm_dtype", "enable_int8_mamba_checkpoint", "qsa_indexer_dtype"),
     *("enable_tf32_matmul", "enable_deterministic_inference", "rl_on_policy_target", "device"),
     # by which kernels
@@ -149,6 +186,14 @@ PAGE_ARGUMENTS = (
     *("speculative_draft_model_quantization", "speculative_draft_kv_cache_dtype"),
     # how it is spread over processes
     *("tp_size", "pp_size", "attn_cp_size", "cp_strategy", "enable_dp_attention", "attn_dp_size"),
+)
+
+# Arguments that name files which do the same; their contents count, not their names. SGLang names
+# an adapter in the chain of page hashes by its path, which the next one to be trained may have too.
+PAGE_FILES = (
+    *("quantization_param_path", "decrypted_config_file", "decrypted_draft_config_file"),
+    *("modelopt_checkpoint_restore_path", "kt_weight_path", "dllm_algorithm_config"),
+    *("uno_lora_path", "lora_paths"),
 )
 
 
@@ -169,7 +214,22 @@ def _identity(parsed: argparse.Namespace) -> dict[str, Any]:
             for name, value in arguments.items()
             if value is not None
         },
+        "files": {
+            name: paths for name in PAGE_FILES if (paths := _paths(getattr(parsed, name, None)))
+        },
     }
+
+
+def _paths(value: Any) -> list[str]:
+    """The paths in an argument: one, or adapters as ``PATH``, ``NAME=PATH`` and dictionaries."""
+    if not value:
+        return []
+    if isinstance(value, str):
+        return [value]
+    return [
+        entry["lora_path"] if isinstance(entry, dict) else entry.partition("=")[2] or entry
+        for entry in value
+    ]
 
 
 def _check_model(parsed: argparse.Namespace) -> None:

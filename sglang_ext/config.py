@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from sglang_ext.errors import ConfigError, FlagConflictError
 __all__ = [
     "CACHE_RESERVED",
     "FLAGS",
+    "POLICIES",
+    "STEERED_RESERVED",
     "CacheConfig",
     "ExtConfig",
     "Flag",
@@ -44,6 +46,9 @@ _UNITS = {
     **{f"{p}B": 1000**i for i, p in enumerate("KMGTP", start=1)},
     **{f"{p}IB": 1024**i for i, p in enumerate("KMGTP", start=1)},
 }
+# ext: the learned policy; lru: recency, leaf first; stock: SGLang's own tree and policy.
+POLICIES = ("ext", "lru", "stock")
+
 _MAX_BYTES = 10**18
 _MAX_TOKENS = 10**12
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", re.ASCII)
@@ -125,6 +130,18 @@ def _parse_dir(text: str) -> str:
         raise ConfigError(f"{text} is not a path: {error}") from None
 
 
+def _parse_policy(text: str) -> str:
+    if text not in POLICIES:
+        raise ConfigError(f"{text!r} is not a policy; expected {', '.join(POLICIES)}")
+    return text
+
+
+def _parse_file(text: str) -> str:
+    if not text.strip():
+        raise ConfigError("an empty path is not a file; expected one such as /var/log/requests.log")
+    return _parse_dir(text)
+
+
 def _parse_admit(text: str) -> str:
     if text not in ("all", "second"):
         raise ConfigError(f"{text!r} is not a rule; expected all or second")
@@ -203,6 +220,31 @@ FLAGS: tuple[Flag, ...] = (
         _parse_admit,
         "{all,second}",
     ),
+    Flag(
+        "--ext-cache-policy",
+        "policy",
+        "Which prefixes stay: ext learns how sessions return, lru keeps what was used last (both "
+        "leaf first, for L1 and L2), stock leaves it to SGLang. Default: ext. Models with sliding "
+        "windows or recurrent layers get stock, and the log says so.",
+        _parse_policy,
+        "{ext,lru,stock}",
+    ),
+    Flag(
+        "--ext-cache-record",
+        "record",
+        "File to which a line for each request is appended: keyed marks of its prompt's blocks and "
+        "counts, no text. sglang-ext replay --record makes a trace of it. Default: none.",
+        _parse_file,
+        "FILE",
+    ),
+    Flag(
+        "--ext-cache-record-size",
+        "record_bytes",
+        "Bound of that file; a line that would exceed it, and all after it, are not written. "
+        "Default: 1GB.",
+        parse_size,
+        "SIZE",
+    ),
 )
 
 
@@ -217,13 +259,25 @@ class CacheConfig:
     l3_bytes: int | None = None
     l3_write_limit_bytes: int | None = None
     l3_admit: str | None = None
+    policy: str | None = None
+    record: str | None = None
+    record_bytes: int | None = None
+
+    @property
+    def steered(self) -> bool:
+        """Whether the radix tree is ours to steer."""
+        return self.enabled and self.policy != "stock"
 
 
 @dataclass(frozen=True)
 class ExtConfig:
-    """Everything that sglang-ext was asked for; frozen, so that all processes agree."""
+    """Everything that sglang-ext was asked for; frozen, so that all processes agree.
+
+    ``secret`` keys the marks of prompts; it is never shown.
+    """
 
     cache: CacheConfig = CacheConfig()
+    secret: bytes = field(default=b"", repr=False)
 
     @property
     def active(self) -> bool:
@@ -266,6 +320,13 @@ def _check_together(cache: CacheConfig) -> None:
         raise ConfigError(
             "--ext-l3-dir needs --ext-l3-size, such as 500GB: a cache without a bound fills its "
             "disk"
+        )
+    if cache.record_bytes and not cache.record:
+        raise ConfigError("--ext-cache-record-size needs --ext-cache-record, the file it bounds")
+    if cache.record and not cache.steered:
+        raise ConfigError(
+            "--ext-cache-record needs a policy of ours, which sees the requests; drop "
+            "--ext-cache-policy stock"
         )
     for flag in FLAGS:
         if flag.name.startswith("--ext-l3-") and getattr(cache, flag.field) and not cache.l3_dir:
@@ -340,6 +401,14 @@ CACHE_RESERVED: dict[str, str] = {
 }
 
 
+# The same where the tree is steered (--ext-cache-policy ext or lru).
+STEERED_RESERVED: dict[str, str] = {
+    "enable_session_radix_cache": "it orders the cache by sessions of its own",
+    "enable_kv_cache_sharding": "SGLang allows it with its own radix cache alone",
+    "radix_eviction_policy_config": "it configures the policy that is replaced",
+}
+
+
 def stock_settings(
     config: ExtConfig, *, ranks: int, identity: Mapping[str, Any] | None = None
 ) -> tuple[StockSetting, ...]:
@@ -362,6 +431,11 @@ def stock_settings(
         StockSetting("page_size", _DEFAULT_PAGE_TOKENS, "--ext-cache", overridable=True),
         StockSetting("enable_cache_report", True, "--ext-cache", overridable=True),
     ]
+    if cache.steered:
+        settings += [
+            StockSetting("radix_cache_backend", "sglang_ext", "--ext-cache"),
+            StockSetting("radix_eviction_policy", "lru", "--ext-cache"),
+        ]
     if cache.l1_tokens:
         settings.append(StockSetting("max_total_tokens", cache.l1_tokens, "--ext-l1-tokens"))
     if cache.l2_bytes:
@@ -427,11 +501,7 @@ def check_conflicts(
     """
     if not config.cache.enabled:
         return
-    for field, why in CACHE_RESERVED.items():
-        if given.get(field):
-            raise FlagConflictError(
-                f"--{field.replace('_', '-')} contradicts --ext-cache: it {why}; drop one of them"
-            )
+    _check_reserved(config, given)
     for setting in settings:
         if setting.overridable or setting.field not in given:
             continue
@@ -451,6 +521,22 @@ def check_conflicts(
         raise FlagConflictError(
             "--hicache-ratio contradicts --ext-l2-size, which sizes the host tier; drop one of them"
         )
+
+
+def _check_reserved(config: ExtConfig, given: Mapping[str, Any]) -> None:
+    for name, why in CACHE_RESERVED.items():
+        if given.get(name):
+            raise FlagConflictError(
+                f"--{name.replace('_', '-')} contradicts --ext-cache: it {why}; drop one of them"
+            )
+    if not config.cache.steered:
+        return
+    for name, why in STEERED_RESERVED.items():
+        if given.get(name):
+            raise FlagConflictError(
+                f"--{name.replace('_', '-')} contradicts --ext-cache: {why}; drop one of them, or "
+                "give --ext-cache-policy stock"
+            )
 
 
 def check_l1_holds_a_page(config: ExtConfig, page_tokens: int | None) -> None:

@@ -15,6 +15,13 @@
     │   ├── StoreFormatError    it was written by a newer release (exit code 2)
     │   └── StoreInUseError     another writer holds it (exit code 2)
     ├── PatchError            a patch does not apply or does not do what its test says
+    ├── StateError            what a policy has learned cannot be taken back
+    │   ├── DamagedStateError   it is not a state, or some of it is wrong
+    │   ├── StateFormError      it was written in another form
+    │   └── StateBoundsError    it is of a policy with other bounds
+    ├── AdviceError           a client's advice about a session cannot be taken
+    ├── MirrorError           what is known of SGLang's radix tree contradicts itself
+    ├── TraceError            a request trace or a server's log cannot be replayed
     ├── BenchError            a benchmark could not measure what it was asked to
     └── DemoError             the demonstration could not run to its end
 
@@ -23,21 +30,28 @@ The command line prints the message alone and exits with ``exit_code``.
 """
 
 __all__ = [
+    "AdviceError",
     "BenchError",
     "CompatibilityError",
     "ConfigError",
+    "DamagedStateError",
     "DemoError",
     "DeviceError",
     "FlagConflictError",
     "HookError",
+    "MirrorError",
     "ModelError",
     "PatchError",
     "ServerError",
     "SglangExtError",
+    "StateBoundsError",
+    "StateError",
+    "StateFormError",
     "StoreError",
     "StoreFolderError",
     "StoreFormatError",
     "StoreInUseError",
+    "TraceError",
 ]
 
 
@@ -119,3 +133,33 @@ class BenchError(SglangExtError):
 
 class DemoError(SglangExtError):
     """The demonstration could not run to its end."""
+
+
+class TraceError(SglangExtError):
+    """A request trace, or a server's log to make one of, cannot be used."""
+
+    exit_code = 2
+
+
+class AdviceError(SglangExtError):
+    """A client's advice about a session is not one that can be taken."""
+
+
+class MirrorError(SglangExtError):
+    """What is known of SGLang's radix tree contradicts itself, or what the tree says."""
+
+
+class StateError(SglangExtError):
+    """What a policy has learned cannot be taken back; it starts without."""
+
+
+class DamagedStateError(StateError):
+    """It is not a state, or some of it is missing or wrong."""
+
+
+class StateFormError(StateError):
+    """It was written in another form, by another release."""
+
+
+class StateBoundsError(StateError):
+    """It is of a policy with other bounds than this one."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext import __version__, upstream
+from sglang_ext.cache import front, install
 from sglang_ext.cache.hooks import on_opening
 from sglang_ext.errors import CompatibilityError, HookError
 from sglang_ext.serve_help import load_plugins_before_help
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DISABLE",
+    "GROUPS",
     "STRICT",
     "Hook",
     "SeamStatus",
     "activate_platform",
-    "hook_disk_tier",
     "hooks",
+    "open_group",
     "register",
     "seam_statuses",
 ]
@@ -39,6 +41,12 @@ logger = logging.getLogger(__name__)
 DISABLE = "SGLANG_EXT_DISABLE"
 STRICT = "SGLANG_EXT_STRICT"
 _MARK = "_verified_by_sglang_ext"
+# Hooks of these are put in place when they are opened (`open_group`), with what they lack said so.
+GROUPS = {
+    "disk_tier": "this process has no disk tier",
+    "tree": "this process steers no tree",
+    "front": "this process takes no requests for a steered tree",
+}
 PLATFORM = "sglang_ext.device.cpu.ReferencePlatform"
 
 
@@ -54,6 +62,13 @@ class Hook:
     function: str
     reference_device: bool = False  # only where the reference platform is active
     disk_tier: bool = False  # only in a process that opens the disk tier
+    tree: bool = False  # only in a process that steers its radix tree
+    front: bool = False  # only in a process that takes requests for such trees
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What must have been opened in a process for the hook to hold there; any one suffices."""
+        return tuple(name for name in GROUPS if getattr(self, name))
 
     @property
     def target(self) -> str:
@@ -79,7 +94,7 @@ _HOOKS: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.server_args:ServerArgs.from_cli_args",
         "AROUND",
-        "sglang_ext.arguments:carry_config",
+        "sglang_ext.plugin:take_config",
     ),
     Hook(
         "sglang.srt.utils.common:build_server_info",
@@ -159,10 +174,22 @@ _HOOKS: tuple[Hook, ...] = (
         "sglang.srt.managers.scheduler_components.internal_state:"
         "SchedulerInternalStateController.get_internal_state",
         "AFTER",
-        "sglang_ext.cache.hooks:show_disk_tier",
+        "sglang_ext.cache.hooks:show_state",
         disk_tier=True,
+        tree=True,
+    ),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
+        "AROUND",
+        "sglang_ext.cache.front:carry_request",
+        front=True,
     ),
 )
+
+
+def _of_the_reference_device() -> str:
+    """Why an entry of the reference device has no place in this process."""
+    return "" if reference_device() else "SGLang knows this device"
 
 
 @dataclass(frozen=True)
@@ -172,6 +199,8 @@ class Entry:
     name: str
     register: Callable[[], None]
     present: Callable[[], bool]
+    # Why it has no place in this process; empty where it has one.
+    not_needed: Callable[[], str] = _of_the_reference_device
 
 
 def _register_attention() -> None:
@@ -226,15 +255,15 @@ def _streams_present() -> bool:
     return hasattr(torch.cpu.Stream, "synchronize")
 
 
-# Registry entries of the reference device.
 _ENTRIES: tuple[Entry, ...] = (
     Entry("attention backend sglang_ext_cpu", _register_attention, _attention_present),
     Entry("resolution of handle_cpu_backends", _register_defaults, _defaults_present),
     Entry("torch.cpu.Stream.synchronize", _register_streams, _streams_present),
+    Entry("radix cache sglang_ext", install.register, install.present, install.not_needed),
 )
 
 _statuses: list[SeamStatus] = []
-_disk_tier = False  # whether this process opened it
+_opened: set[str] = set()  # groups of hooks, in this process
 
 
 def hooks() -> tuple[Hook, ...]:
@@ -310,15 +339,16 @@ def register() -> None:
         _refuse(CompatibilityError(f"the plugin failed: {type(error).__name__}: {error}"))
         return
     _statuses.clear()
-    on_opening(hook_disk_tier)
+    on_opening(open_group)
+    install.on_settings(_tree_settings)
     for hook in _HOOKS:
         _register_hook(hook)
     for entry in _ENTRIES:
         _register_entry(entry)
 
 
-def hook_disk_tier() -> list[str]:
-    """Put the disk tier's hooks in place; called in a process that is about to open it.
+def open_group(name: str = "disk_tier") -> list[str]:
+    """Put a group's hooks in place; called in a process that is about to need them.
 
     Returns:
         Targets of those that did not take effect, where ``SGLANG_EXT_STRICT=0`` lets that pass.
@@ -326,15 +356,21 @@ def hook_disk_tier() -> list[str]:
     Raises:
         SystemExit: one did not take effect.
     """
-    global _disk_tier
-    first, _disk_tier = not _disk_tier, True
-    hooked = [hook for hook in _HOOKS if hook.disk_tier]
+    first = name not in _opened
+    _opened.add(name)
+    hooked = [hook for hook in _HOOKS if name in hook.groups]
     if first:
         for hook in hooked:
             _register_hook(hook)
         upstream.resolve("sglang.srt.plugins.hook_registry:HookRegistry").apply_hooks()
     failed = {status.name for status in _statuses if status.state == "failed"}
     return [hook.target for hook in hooked if hook.target in failed]
+
+
+def _tree_settings(server_args: Any) -> Any:
+    from sglang_ext.arguments import tree_settings
+
+    return tree_settings(server_args)
 
 
 @functools.cache
@@ -387,7 +423,7 @@ def _register_hook(hook: Hook) -> None:
 
 
 def _register_entry(entry: Entry) -> None:
-    if not reference_device():
+    if entry.not_needed():
         return
     try:
         entry.register()
@@ -423,8 +459,8 @@ def _not_needed(hook: Hook) -> str:
     """Why a hook has no place in this process; empty where it has one."""
     if hook.reference_device and not reference_device():
         return "SGLang knows this device"
-    if hook.disk_tier and not _disk_tier:
-        return "this process has no disk tier"
+    if hook.groups and not _opened.intersection(hook.groups):
+        return GROUPS[hook.groups[0]]
     return ""
 
 
@@ -443,8 +479,9 @@ def _hook_status(hook: Hook) -> SeamStatus:
 
 
 def _entry_status(entry: Entry) -> SeamStatus:
-    if not reference_device():
-        return SeamStatus(entry.name, "not needed", "SGLang knows this device")
+    reason = entry.not_needed()
+    if reason:
+        return SeamStatus(entry.name, "not needed", reason)
     try:
         present = entry.present()
     except (ImportError, AttributeError) as error:
@@ -477,6 +514,20 @@ def add_flags(_result: None, parser: "argparse.ArgumentParser") -> None:
     from sglang_ext import arguments
 
     arguments.add_flags(parser, check_always=reference_device())
+
+
+def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespace") -> Any:
+    """AROUND hook of ``ServerArgs.from_cli_args``; see `arguments.carry_config`.
+
+    The process that parses the arguments is the one that takes requests.
+    """
+    from sglang_ext import arguments
+
+    record = arguments.carry_config(original, cls, args)
+    if arguments.tree_settings(record) is not None:
+        open_group("front")
+        front.add_routes(getattr(record, "dp_size", 1) or 1)
+    return record
 
 
 def show_in_server_info(

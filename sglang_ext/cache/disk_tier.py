@@ -71,7 +71,7 @@ class DiskTier:
         pool = self._pools.get(name)
         if pool is None:
             return [False] * len(hashes)
-        return [self._store.prefix([key]) == 1 for key in pool.keys.keys(hashes)]
+        return self._store.resident(pool.keys.keys(hashes))
 
     def read(self, name: str, hashes: Sequence[str], indices: Any) -> list[bool]:
         """Pages into host memory; False for one that is not there, or not as it was written."""

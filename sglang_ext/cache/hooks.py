@@ -14,7 +14,8 @@ __all__ = [
     "opening",
     "refresh_on_hit",
     "set_disk_tier",
-    "show_disk_tier",
+    "set_tree",
+    "show_state",
     "weights_change",
     "weights_changed",
 ]
@@ -41,23 +42,40 @@ class DiskTierHooks(Protocol):
         """State and counters as plain values."""
 
 
+class TreeState(Protocol):
+    """What is shown of the radix tree of this process."""
+
+    def describe(self) -> dict[str, Any]:
+        """State and counters as plain values."""
+
+
 _tier: DiskTierHooks | None = None
-_opening: Callable[[], list[str]] | None = None
+_tree: TreeState | None = None
+_opening: Callable[[str], list[str]] | None = None
 
 
-def on_opening(action: Callable[[], list[str]]) -> None:
-    """What to do before the third tier is opened; `plugin.py` puts the hooks below in place."""
+def on_opening(action: Callable[[str], list[str]]) -> None:
+    """What to do before a part of ours is opened; `plugin.py` puts its hooks in place."""
     global _opening
     _opening = action
 
 
-def opening() -> list[str]:
-    """The third tier is about to be opened in this process.
+def opening(part: str = "disk_tier") -> list[str]:
+    """A part is about to be opened in this process.
+
+    Args:
+        part: of `sglang_ext.plugin.GROUPS`.
 
     Returns:
         Names of hooks that did not take effect.
     """
-    return ["the plugin of sglang-ext"] if _opening is None else _opening()
+    return ["the plugin of sglang-ext"] if _opening is None else _opening(part)
+
+
+def set_tree(tree: TreeState | None) -> None:
+    """The radix tree of this process from now on."""
+    global _tree
+    _tree = tree
 
 
 def set_disk_tier(tier: DiskTierHooks | None) -> None:
@@ -114,10 +132,15 @@ def weights_changed(result: tuple[bool, str], _updater: Any, request: Any, *_mor
         _tier.weights_changed(flushed=bool(result[0] and request.flush_cache))
 
 
-def show_disk_tier(result: Any, *_args: Any, **_kwargs: Any) -> None:
-    """AFTER ``get_internal_state``: the tier's statistics, which ``/server_info`` then shows."""
+def show_state(result: Any, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER ``get_internal_state``: what ``/server_info`` shows of this process's parts."""
+    shown = {}
     if _tier is not None:
-        result.internal_state["sglang_ext"] = {"disk_tier": _tier.describe()}
+        shown["disk_tier"] = _tier.describe()
+    if _tree is not None:
+        shown["tree"] = _tree.describe()
+    if shown:
+        result.internal_state["sglang_ext"] = shown
 
 
 def hash_without_compiler(

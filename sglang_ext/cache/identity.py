@@ -5,18 +5,22 @@ would be, has to be here; what does not must not be, or a restarted server finds
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from sglang_ext.cache.disk_tier import KV
 from sglang_ext.cache.placement import Ranks
-from sglang_ext.cache.weights import find_model, weights_fingerprint
+from sglang_ext.cache.weights import contents_digest, find_model, weights_fingerprint
 from sglang_ext.errors import ModelError
 
 __all__ = ["pool_identity", "rank_identity", "ranks_of", "updated_weights"]
 
 logger = logging.getLogger(__name__)
+
+# The load format that takes the weights from a server that runs, not from the model's files.
+_FROM_ANOTHER_SERVER = "remote_instance"
 
 
 def ranks_of(storage_config: Any) -> Ranks:
@@ -42,13 +46,19 @@ def rank_identity(storage_config: Any, asked: Mapping[str, Any]) -> dict[str, An
 
     Args:
         storage_config: SGLang's record of storage.
-        asked: ``session``, ``model``, ``revision``, ``draft_model``, ``draft_revision`` and
-            ``arguments``, as `sglang_ext.arguments` read them.
+        asked: ``session``, ``model``, ``revision``, ``draft_model``, ``draft_revision``,
+            ``arguments`` and ``files``, as `sglang_ext.arguments` read them.
     """
+    session = asked["session"]
     identity: dict[str, Any] = {
         "sglang": version("sglang"),
-        "weights": _weights(asked["model"], asked.get("revision"), asked["session"]),
+        "weights": _weights(asked["model"], asked.get("revision"), session),
         "arguments": dict(asked["arguments"]),
+        # A file that was changed has its old name.
+        "files": {
+            name: [_contents(path, None, session, contents_digest) for path in paths]
+            for name, paths in asked.get("files", {}).items()
+        },
         "pp": [storage_config.pp_rank, storage_config.pp_size],
         "cp": [storage_config.attn_cp_rank, storage_config.attn_cp_size],
         "dcp": [storage_config.dcp_rank, storage_config.dcp_size],
@@ -59,9 +69,9 @@ def rank_identity(storage_config: Any, asked: Mapping[str, Any]) -> dict[str, An
         ],
     }
     if asked.get("draft_model"):
-        identity["draft"] = _weights(
-            asked["draft_model"], asked.get("draft_revision"), asked["session"]
-        )
+        identity["draft"] = _weights(asked["draft_model"], asked.get("draft_revision"), session)
+    if asked["arguments"].get("load_format") == _FROM_ANOTHER_SERVER:
+        identity["session"] = session  # its weights may have been changed since they were loaded
     return identity
 
 
@@ -74,17 +84,21 @@ def updated_weights(session: str, updates: int) -> str:
 
 
 def _weights(name: str, revision: str | None, session: str) -> str:
-    """The fingerprint of a model; of this start alone where there are no files to look at."""
+    return _contents(name, revision, session, weights_fingerprint)
+
+
+def _contents(name: str, revision: str | None, session: str, digest: Callable[[Path], str]) -> str:
+    """What a path holds; something of this start alone where there are no files to look at."""
     try:
-        model = find_model(name, revision)
-        if model is not None:
-            return weights_fingerprint(model)
+        path = find_model(name, revision)
+        if path is not None:
+            return digest(path)
         reason = "its files are not on this machine"
     except ModelError as error:
         reason = str(error)
     logger.warning(
-        "Disk tier: cannot tell what the weights of %s are (%s), so pages are of use to this "
-        "server until it ends and not to the next one; give --model-path a folder",
+        "Disk tier: cannot tell what %s holds (%s), so pages are of use to this server until it "
+        "ends and not to the next one; give a path on this machine",
         name,
         reason,
     )

@@ -123,9 +123,21 @@ class PageStorage(HiCacheStorage):
             self._fault("close", error)
 
     def clear(self) -> None:
-        """Forget all pages; files of others in the folder stay. Done by the rank that writes."""
-        if self._placement.writes:
-            self._ask("clear", None, lambda _tier: self._store.clear())
+        """Forget all pages; files of others in the folder stay. Done by the rank that writes.
+
+        Blocks SGLang's scheduler, for the store's ``stall_s`` at most.
+
+        Raises:
+            StoreError: the disk fails or hangs. SGLang logs it and tells of it where it asks for
+                what came of clearing.
+        """
+        if not self._placement.writes:
+            return
+        try:
+            self._store.clear()
+        except StoreError as error:
+            self._faults[f"clear: {type(error).__name__}"] += 1
+            raise
 
     # --- host pools
 

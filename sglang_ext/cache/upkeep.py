@@ -21,19 +21,16 @@ from sglang_ext.cache.folder import (
     remove_store,
 )
 from sglang_ext.cache.store import Finding, PageStore, StoreOptions, verify_store
-from sglang_ext.cache.store.admission import WriteHours
 from sglang_ext.cache.store.disk import RealDisk
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.index import Index
-from sglang_ext.cache.store.recovery import recover
-from sglang_ext.cache.store.segment_files import SegmentFiles
-from sglang_ext.cache.store.segments import Segments, Space
+from sglang_ext.cache.store.segments import Segments
+from sglang_ext.cache.store.survey import survey
 from sglang_ext.errors import ConfigError, StoreError
 
 __all__ = ["Cleaned", "Resident", "StoreState", "clean", "look", "resident", "stores_in", "verify"]
 
 _MIB = 1 << 20
-_ANY_SIZE_BYTES = 1 << 62
 _SCAN_THREADS = 16
 _LOOKS = 10
 
@@ -120,18 +117,9 @@ def resident(folder: StoreFolder, *, in_use: bool) -> Resident:
         StoreError: it did not stand still for long enough, or cannot be used.
     """
     for _ in range(_LOOKS):
-        files = SegmentFiles(folder, direct=False, read_only=True)
-        segments = Segments(Space(_ANY_SIZE_BYTES))
-        try:
-            for segment, size in files.open_all()[0]:
-                segments.insert(segment, size)
-            threads = 0 if in_use else _SCAN_THREADS
-            found = recover(folder, segments, WriteHours(None), threads=threads)
-        finally:
-            for segment in segments:
-                files.close(segment)
-        if not in_use or found.how in ("journal", "clean", "new"):
-            return Resident(found.index, segments)
+        with survey(folder, direct=False, threads=0 if in_use else _SCAN_THREADS) as found:
+            if not in_use or found.recovered.how in ("journal", "clean", "new"):
+                return Resident(found.recovered.index, found.segments)
         time.sleep(0.2)
     raise StoreError(f"{folder.path} is being written too fast to be looked at; try again")
 

@@ -16,12 +16,17 @@ from pathlib import Path
 
 from sglang_ext.errors import ModelError
 
-__all__ = ["find_model", "weights_fingerprint"]
+__all__ = ["contents_digest", "find_model", "weights_fingerprint"]
 
-# Files that decide what the weights mean: read whole. The tokenizer is not among them, because a
-# page is known by its token ids.
-_WHOLE = ("config.json", "hf_quant_config.json", "quantize_config.json", "quant_config.json")
-_WHOLE_SUFFIXES = (".index.json", ".py")
+# Files that decide what the weights mean: read whole. SGLang reads a dozen of them (config.json,
+# params.json, hf_quant_config.json, quant_model_description.json, adapter_config.json, ...), and
+# each release more, so all count but those that come after a page is known by its token ids, or
+# are about what is generated.
+_WHOLE_SUFFIXES = (".json", ".py")
+_OTHERS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "tekken.json", "chat_template.json", "generation_config.json"),
+)
 _WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 # Bytes read at each place, and places in a file that does not list its tensors in front. A tensor
@@ -71,7 +76,11 @@ def weights_fingerprint(model: Path) -> str:
     """64 hexadecimal digits that follow from what the model's files hold.
 
     Reads configurations and model code whole; of weights the size, the header, and a sample of
-    each tensor. Blocks for as long as that takes.
+    each tensor. Blocks for as long as that takes. Beside a model that is one file, SGLang reads
+    the configurations in its folder.
+
+    Args:
+        model: a model or an adapter; a folder or a file of weights.
 
     ASSUMPTION: weights that were changed differ in the 4 KiB in the middle of at least one
     tensor. Training, merging and quantising change all of a tensor. An edit of single numbers by
@@ -84,25 +93,45 @@ def weights_fingerprint(model: Path) -> str:
         if model.is_dir():
             files = sorted(path for path in model.iterdir() if _matters(path))
         else:
-            files = [model]
+            beside = (path for path in model.parent.iterdir() if _is_whole(path))
+            files = [model, *sorted(beside)]
         if not any(path.suffix in _WEIGHTS_SUFFIXES for path in files):
             raise ModelError(f"{model} holds no weights (*{', *'.join(_WEIGHTS_SUFFIXES)})")
         with ThreadPoolExecutor(_THREADS) as threads:
             digests = list(threads.map(_file_digest, files))
     except OSError as error:
-        raise ModelError(f"{error.filename or model} cannot be read: {error.strerror}") from error
+        raise _unreadable(model, error) from error
     whole = hashlib.sha256(b"sglang-ext weights 1\0")
     for path, digest in zip(files, digests, strict=True):
-        whole.update(f"{path.name if model.is_dir() else ''}\0".encode())
+        whole.update(f"{'' if path == model else path.name}\0".encode())
         whole.update(digest)
     return whole.hexdigest()
 
 
+def contents_digest(path: Path) -> str:
+    """64 hexadecimal digits that follow from what a file, or a folder of weights, holds.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if path.is_dir():
+        return weights_fingerprint(path)
+    try:
+        return _file_digest(path).hex()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"{error.filename or path} cannot be read: {error.strerror}")
+
+
+def _is_whole(path: Path) -> bool:
+    return path.name.endswith(_WHOLE_SUFFIXES) and path.name not in _OTHERS and path.is_file()
+
+
 def _matters(path: Path) -> bool:
-    name = path.name
-    return path.is_file() and (
-        name in _WHOLE or name.endswith(_WHOLE_SUFFIXES) or path.suffix in _WEIGHTS_SUFFIXES
-    )
+    return _is_whole(path) or (path.suffix in _WEIGHTS_SUFFIXES and path.is_file())
 
 
 def _file_digest(path: Path) -> bytes:

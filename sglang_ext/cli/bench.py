@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sglang_ext.cli.bench_cache import cache
 from sglang_ext.cli.bench_prefill import prefill
 from sglang_ext.cli.bench_store import store
 from sglang_ext.cli.options import json_option, open_json, workdir_option, write_json
@@ -21,6 +22,7 @@ def bench() -> None:
     """Measure ours, the rivals and the physical limit in one run; medians of several rounds."""
 
 
+bench.add_command(cache)
 bench.add_command(prefill)
 bench.add_command(store)
 

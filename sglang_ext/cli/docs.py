@@ -5,11 +5,16 @@ from pathlib import Path
 import click
 
 from sglang_ext import plugin, upstream
-from sglang_ext.config import CACHE_RESERVED, FLAGS, parse, stock_settings
+from sglang_ext.config import CACHE_RESERVED, FLAGS, STEERED_RESERVED, parse, stock_settings
 
 __all__ = ["compat_page", "flags_page", "write"]
 
 _GENERATED = "<!-- written by `make docs`; change the code, not this page -->"
+_WHERE = {
+    "disk_tier": "schedulers with a disk tier",
+    "tree": "schedulers with a steered tree",
+    "front": "the process that takes requests, with a steered tree",
+}
 _EXAMPLE = {
     "ext_cache": True,
     "ext_l1_tokens": "200k",
@@ -55,6 +60,8 @@ def flags_page() -> str:
     lines += ["", "## Stock flags that contradict `--ext-cache`", ""]
     for field, why in CACHE_RESERVED.items():
         lines.append(f"- `--{field.replace('_', '-')}`: {why}.")
+    for field, why in STEERED_RESERVED.items():
+        lines.append(f"- `--{field.replace('_', '-')}`, but for `--ext-cache-policy stock`: {why}.")
     lines += [
         "- `--hicache-ratio` together with `--ext-l2-size`: both size the host tier.",
         "- `--dcp-size` above 1 with `--ext-l3-dir`: SGLang takes no storage but its own file and "
@@ -127,8 +134,8 @@ def compat_page() -> str:
     ]
     for hook in plugin.hooks():
         where = "reference device" if hook.reference_device else "everywhere"
-        if hook.disk_tier:
-            where = "schedulers with a disk tier"
+        if hook.groups:
+            where = " or ".join(_WHERE[group] for group in hook.groups)
         lines.append(f"| `{hook.path}` | {hook.kind} | `{hook.function}` | {where} |")
     lines += [
         "",

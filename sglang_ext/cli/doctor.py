@@ -134,7 +134,8 @@ def _hooks() -> Iterator[Finding]:
             from sglang.srt.plugins import load_plugins
 
             load_plugins()
-            plugin.hook_disk_tier()
+            for group in plugin.GROUPS:
+                plugin.open_group(group)
     except Exception as error:  # a broken install is a finding
         fix = "install what requirements/server.txt names, see above"
         yield Finding("hook", "all", FAILED, f"{type(error).__name__}: {error}", fix)

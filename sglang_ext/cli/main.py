@@ -19,6 +19,11 @@ _COMMANDS = {
     "doctor": ("sglang_ext.cli.doctor", "doctor", "Check versions, hooks, seams, disk and limits."),
     "model": ("sglang_ext.cli.model", "model", "Make the models that are used here."),
     "patches": ("sglang_ext.cli.patches", "patches", "Prove the patches staged for upstream."),
+    "replay": (
+        "sglang_ext.cli.replay",
+        "replay_command",
+        "Hit rates of the cache policy on a trace.",
+    ),
 }
 
 

@@ -61,16 +61,16 @@ def checked(folder, capacity, mixed):
 
 
 def expected_state(notes):
-    """What was resident for certain, and how many of it the last act may have evicted."""
-    state, slack = None, 0
+    """What is resident for certain."""
+    state = None
     # The kernel stops a long write for SIGKILL, too: a line without its end says nothing.
     for line in notes.read_text().split("\n")[:-1]:
         word, *rest = line.split()
         if word == "state":
-            state, slack = {bytes.fromhex(key) for key in rest}, 0
-        elif word == "begin":
-            slack = int(rest[0])
-    return state, slack
+            state = {bytes.fromhex(key) for key in rest}
+        elif word == "gone" and state is not None:
+            state -= {bytes.fromhex(key) for key in rest}
+    return state
 
 
 def wait_for(notes, text, child):
@@ -110,12 +110,12 @@ def test_killed_at_any_instant(tmp_path, chance):
             capacity = chance.choice((MIB, 2 * MIB, 8 * MIB))
         notes = tmp_path / f"notes-{number}"
         killed(folder, notes, chance, capacity, mixed)
-        state, slack = expected_state(notes) if notes.exists() else (None, 0)
+        state = expected_state(notes) if notes.exists() else None
         expected = known if state is None else state
         store, hits = checked(folder, capacity, mixed)
         recoveries[store.stats().recovery] += 1
-        missing = expected - hits
-        assert len(missing) <= slack, f"round {number}: {len(missing)} pages lost"
+        lost = expected - hits
+        assert not lost, f"round {number}: {len(lost)} pages are lost"
         known = set(store._catalog.index.rows)
         store.flush()  # what was dropped just now is not to come back as expected
         # The next child recovers from a journal or from a checkpoint.

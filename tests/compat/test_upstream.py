@@ -46,9 +46,9 @@ def test_a_parameter_that_went_is_named():
 def test_arguments_that_tell_pages_apart_are_arguments():
     from sglang.srt.server_args import ServerArgs
 
-    from sglang_ext.arguments import PAGE_ARGUMENTS
+    from sglang_ext.arguments import PAGE_ARGUMENTS, PAGE_FILES
 
-    assert set(PAGE_ARGUMENTS) <= set(ServerArgs.__struct_fields__)
+    assert {*PAGE_ARGUMENTS, *PAGE_FILES} <= set(ServerArgs.__struct_fields__)
 
 
 def test_every_way_to_change_weights_passes_our_hook():

@@ -48,11 +48,12 @@ def test_server_info_shows_what_is_in_effect(server, folder):
     assert info["degraded"] is False
     assert info["config"]["cache_l1_tokens"] == 4000
     assert info["config"]["cache_l3_dir"] == str(folder)
-    # The hooks of the disk tier are needed where it is, in the scheduler.
+    # The hooks of the disk tier and of the tree are needed where these are, in the scheduler.
     states = {seam["name"]: seam["state"] for seam in info["seams"]}
     assert set(states.values()) == {"applied", "not needed"}
     assert {name for name, state in states.items() if state != "applied"} == {
-        hook.target for hook in plugin.hooks() if hook.disk_tier
+        "radix cache sglang_ext",
+        *(hook.target for hook in plugin.hooks() if hook.disk_tier or hook.tree),
     }
 
 

@@ -220,6 +220,9 @@ def test_a_model_with_a_second_pool_is_served_from_disk(tiny_llama, tmp_path):
         warm = [generate(server, prompt) for prompt in asked]
     finally:
         server.stop()
+    assert "The cache policy is SGLang's own: the model has sliding windows" in (
+        (tmp_path / "server.log").read_text()
+    )
     assert [served_by(answer) for answer in (*from_disk, *warm)] == [(0, 0, WHOLE)] * 4
     for answers in (from_disk, warm):
         assert [a["output_ids"] for a in answers] == [a["output_ids"] for a in cold]

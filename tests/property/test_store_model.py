@@ -34,11 +34,18 @@ class Model(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp()) / "store"
         self.known = {}
         self.parents = {}
+        self.roots = 0
 
     @initialize(capacity=st.sampled_from([MIB, 2 * MIB]))
     def begin(self, capacity):
         self.options = options(capacity, io_threads=2, read_ahead_bytes=MIB // 2)
+        self.open()
+
+    def open(self):
         self.store = PageStore(self.folder, self.options)
+        # The store's own thread does this whenever it wakes up; here it is a step like others.
+        catalog = self.store._catalog
+        self.idle_segment, catalog.idle_segment = catalog.idle_segment, lambda: None
 
     @rule(chain=CHAINS, start=st.integers(0, DEPTH - 1), count=st.integers(1, DEPTH))
     def write(self, chain, start, count):
@@ -50,10 +57,25 @@ class Model(RuleBasedStateMachine):
         for number, (key, done) in enumerate(zip(part, results, strict=True)):
             if number == 0 and parent is not None:
                 assert done == (key in before or parent in before) or not done
+        self.note(part, parent, results, size)
+
+    def note(self, keys, parent, results, size):
+        for key, above, done in zip(keys, [parent, *keys], results, strict=False):
             if done:
                 self.known[key] = size
-                self.parents[key] = keys[start + number - 1] if start + number else None
+                self.parents[key] = above
                 assert self.store.prefix([key]) == 1
+
+    @rule(size=st.sampled_from(SIZES), chains=st.integers(1, 40))
+    def write_roots(self, size, chains):
+        """Chains of one size after another: once others are in the way, they have to go."""
+        for _ in range(chains):
+            self.roots += 1
+            keys = [f"root {self.roots}/{n}/{size}".encode().ljust(32, b".") for n in range(4)]
+            pinned = bool(self.store._catalog.index.pins)
+            results = self.store.write(NAMESPACE, pages_of(keys, size))
+            assert results[0] or pinned, f"the store takes no page: {self.store.stats().refused}"
+            self.note(keys, None, results, size)
 
     @rule(chain=CHAINS, ahead=st.booleans())
     def read(self, chain, ahead):
@@ -79,6 +101,12 @@ class Model(RuleBasedStateMachine):
         self.store.flush()
 
     @rule()
+    def recycle(self):
+        segment = self.idle_segment()
+        if segment is not None:
+            self.store._keeper._room._retire(segment)
+
+    @rule()
     def clear(self):
         self.store.clear()
         self.known.clear()
@@ -91,7 +119,7 @@ class Model(RuleBasedStateMachine):
             crash(self.store)
         else:
             self.store.close()
-        self.store = PageStore(self.folder, self.options)
+        self.open()
         assert {key for key in self.known if self.store.prefix([key])} == resident
         assert self.store.stats().pages == len(resident)
 

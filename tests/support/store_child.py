@@ -1,8 +1,8 @@
 """A process that uses a store until it is killed, noting what it knows before and after each act.
 
-The notes are the expected state: ``begin N`` before an act that may evict up to N pages, and after
-it ``state KEY …`` with what is resident then. They go out by single unbuffered writes, as SIGKILL
-loses nothing that was handed to the kernel.
+The notes are the expected state: ``state KEY …`` with what is resident after each act, and ``gone
+KEY …`` for pages that the store removes, before the disk learns of it. They go out by single
+unbuffered writes, as SIGKILL loses nothing that was handed to the kernel.
 """
 
 import os
@@ -15,7 +15,6 @@ from support.store_pages import NAMESPACE, chain, options, pages_of
 
 NAMES = 40
 LENGTH = 12
-ANY = 10**6
 
 
 def size_of(name, mixed):
@@ -33,31 +32,36 @@ def main(folder, notes, seed, capacity, mixed):
     interval = chance.choice((0.005, 0.05, 1.0))
     store = PageStore(Path(folder), options(capacity, sync_interval_s=interval))
 
+    index = store._catalog.index
+    remove_tree = index.remove_tree
+
+    def noted(row):
+        gone = remove_tree(row)
+        note("gone", *(key.hex() for key, _ in gone))
+        return gone
+
+    index.remove_tree = noted
+
     def state():
-        note("state", *(key.hex() for key in store._catalog.index.rows))
+        with store._catalog.lock:  # others remove pages as well, and note it
+            note("state", *(key.hex() for key in index.rows))
 
     state()
     for _ in range(chance.randrange(1, 300)):
-        act(store, chance, note, mixed)
+        act(store, chance, mixed)
         state()
-    note("begin", "0")
     store.close()
     note("closed")
 
 
-def act(store, chance, note, mixed):
+def act(store, chance, mixed):
     name, count = chance.randrange(NAMES), chance.randrange(1, LENGTH + 1)
     size = size_of(name, mixed)
     keys = chain(name, count)
     what = chance.random()
     if what < 0.7:
-        # Another slot size may take a whole segment, with what descends from it.
-        # A store of up to 8 MiB evicts up to 8 pages ahead of need.
-        note("begin", str(ANY if mixed else count + 8))
         store.write(NAMESPACE, pages_of(keys, size))
-        return
-    note("begin", "0")
-    if what < 0.85:
+    elif what < 0.85:
         store.prefix(keys, read_ahead=chance.random() < 0.5)
         store.read(NAMESPACE, keys, [[bytearray(size)] for _ in keys])
     elif what < 0.95:

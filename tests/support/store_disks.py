@@ -13,17 +13,20 @@ SECTOR_BYTES = 512
 class FaultyDisk(RealDisk):
     """The real disk until ``fault(operation, path, offset)`` gives an errno to fail with.
 
-    ``hang``: while it is set, reads and writes of segments do not come back.
+    Between ``hang`` and ``resume`` no operation comes back, whatever file it is on.
     """
 
     def __init__(self):
         self.fault = lambda operation, path, offset: 0
         self.running = threading.Event()
         self.running.set()
+        self.hangs = _everything
         self.calls = []
         self.paths = {}
 
-    def hang(self):
+    def hang(self, hangs=None):
+        """``hangs(operation, path)``: whether that does not come back; all of it by default."""
+        self.hangs = hangs or _everything
         self.running.clear()
 
     def resume(self):
@@ -35,7 +38,7 @@ class FaultyDisk(RealDisk):
         code = self.fault(operation, path, offset)
         if code:
             raise OSError(code, os.strerror(code), str(path))
-        if operation in ("read", "write", "sync") and path.suffix == ".seg":
+        if self.hangs(operation, path):
             self.running.wait()
 
     def open(self, path, flags):
@@ -60,6 +63,10 @@ class FaultyDisk(RealDisk):
         self._check("sync", self.paths[file])
         super().sync(file)
 
+    def sync_folder(self, path):
+        self._check("sync_folder", path)
+        super().sync_folder(path)
+
     def rename(self, old, new):
         self._check("rename", new)
         super().rename(old, new)
@@ -68,6 +75,10 @@ class FaultyDisk(RealDisk):
     def remove(self, path):
         self._check("remove", path)
         super().remove(path)
+
+
+def _everything(operation, path):
+    return True
 
 
 def fail_all(code, *operations):

@@ -35,6 +35,8 @@ def parser():
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tp-size", type=int, default=1)
     parser.add_argument("--page-size", type=int, default=None)
+    parser.add_argument("--quantization-param-path")
+    parser.add_argument("--lora-paths", nargs="*")
     parser.add_argument("--disable-radix-cache", action="store_true")
     parser.add_argument("--hicache-write-policy", default="write_through")
     arguments.add_flags(parser)
@@ -179,6 +181,17 @@ def test_third_tier_gets_its_folder_and_what_tells_pages_apart(parser, model, tm
     ]
     identities = [other["identity"] for other in (first, *others)]
     assert all(a != b for a, b in itertools.combinations(identities, 2))
+
+
+def test_files_that_arguments_name_are_told_by_their_paths(parser, model, tmp_path, unlocked):
+    adapters = ["--lora-paths", "plain", "named=/path=with", "org/hub"]
+    scales = ["--quantization-param-path", "scales=1.json"]
+    identity = l3_settings(parser, model, tmp_path / "kv", *scales, *adapters)["identity"]
+    assert identity["files"] == {
+        "quantization_param_path": ["scales=1.json"],
+        "lora_paths": ["plain", "/path=with", "org/hub"],
+    }
+    assert arguments._paths([{"lora_name": "a", "lora_path": "dir/a"}]) == ["dir/a"]
 
 
 def test_second_server_on_a_folder_is_one_line_and_code_2(parser, model, tmp_path, capsys):

@@ -12,6 +12,7 @@ from sglang_ext import plugin, upstream
 
 pytest.importorskip("sglang")
 
+TREE = "radix cache sglang_ext"
 LOAD = """
 import json
 from sglang.srt.plugins import load_plugins
@@ -28,10 +29,11 @@ print("RESULT", json.dumps({
 pytestmark = pytest.mark.slow
 
 
-def load(before_result="", **env):
+def load(before_result="", first="", **env):
     """What SGLang's loader leaves in a fresh process."""
+    program = LOAD.replace('print("RESULT"', f'{before_result}\nprint("RESULT"')
     result = subprocess.run(
-        [sys.executable, "-c", LOAD.replace('print("RESULT"', f'{before_result}\nprint("RESULT"')],
+        [sys.executable, "-c", f"{first}\n{program}"],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -45,17 +47,27 @@ def test_every_seam_is_applied_on_the_reference_device():
     result, loaded = load()
     assert loaded is not None, result.stderr
     assert loaded["platform"] == plugin.PLATFORM
-    of_disk_tier = {hook.target for hook in plugin.hooks() if hook.disk_tier}
-    others = {state for name, state in loaded["states"].items() if name not in of_disk_tier}
+    of_parts = {hook.target for hook in plugin.hooks() if hook.groups}
+    of_parts.add(TREE)
+    others = {state for name, state in loaded["states"].items() if name not in of_parts}
     assert others == {"applied"}
-    assert {loaded["states"][name] for name in of_disk_tier} == {"not needed"}
+    assert {loaded["states"][name] for name in of_parts} == {"not needed"}
     assert {hook.target for hook in plugin.hooks()} <= set(loaded["states"])
 
 
 def test_the_disk_tiers_hooks_are_applied_when_it_is_opened():
     result, loaded = load("from sglang_ext.cache.hooks import opening; assert opening() == []")
     assert loaded is not None, result.stderr
-    assert set(loaded["states"].values()) == {"applied"}
+    assert loaded["states"].pop(TREE) == "not needed"
+    in_front = {hook.target for hook in plugin.hooks() if hook.groups == ("front",)}
+    others = {state for name, state in loaded["states"].items() if name not in in_front}
+    assert others == {"applied"}
+
+
+def test_the_radix_cache_is_entered_where_sglang_has_loaded_its_own():
+    result, loaded = load(first="import sglang.srt.mem_cache.registry")
+    assert loaded is not None, result.stderr
+    assert loaded["states"][TREE] == "applied"
 
 
 def test_a_disk_tier_whose_hook_moved_does_not_open():
@@ -79,7 +91,7 @@ def test_platform_of_somebody_else_needs_no_device_hooks():
     assert loaded is not None, result.stderr
     assert loaded["platform"] == "sglang.srt.platforms.cpu.CpuSRTPlatform"
     needed = {
-        hook.target for hook in plugin.hooks() if not hook.reference_device and not hook.disk_tier
+        hook.target for hook in plugin.hooks() if not hook.reference_device and not hook.groups
     }
     states = loaded["states"]
     assert {name for name, state in states.items() if state == "applied"} == needed

@@ -1,12 +1,13 @@
-"""What is worth the SSD's endurance: a daily budget, and a filter for what comes but once."""
+"""What is worth the SSD's endurance: budgets of pages and of notes, a filter for one-time pages."""
 
+import math
 import struct
 import time
 from collections.abc import Callable
 
 from sglang_ext.cache.store.format import DAY_HOURS
 
-__all__ = ["SeenTwice", "WriteHours"]
+__all__ = ["SeenTwice", "TouchBudget", "WriteHours"]
 
 _HOUR_S = 3600
 _HOURS = struct.Struct(f"<{DAY_HOURS}Q")
@@ -71,6 +72,37 @@ class WriteHours:
         passed = min(max(hour - self._hour, 0), DAY_HOURS)  # a clock set back changes nothing
         self._written = self._written[passed:] + [0] * passed
         self._hour = max(hour, self._hour)
+
+
+class TouchBudget:
+    """How many touches may be written to the journal.
+
+    A quarter of a journal at once; after that as many as fill one in an hour. So touches alone, of
+    a store that is read and not written, ask for one checkpoint an hour at most.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left = 0.0
+        self._at_s = -math.inf
+
+    def take(self, most: int, journal_records: int) -> int:
+        """Up to ``most`` of what is left, and it is used up.
+
+        Args:
+            most: touches that wait.
+            journal_records: records that a journal holds.
+        """
+        now_s = self._clock()
+        refill = (now_s - self._at_s) * journal_records / _HOUR_S
+        self._left = min(self._left + refill, journal_records / 4)
+        self._at_s = now_s
+        taken = min(most, int(self._left))
+        self._left -= taken
+        return taken
 
 
 class SeenTwice:

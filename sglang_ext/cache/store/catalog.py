@@ -1,5 +1,7 @@
 """The catalog: what is where, and everything that has to change together with it.
 
+How pages come in is `PlacingCatalog`'s, which a writer has.
+
 Index, slots and the journal's records change under one lock, which is never held during I/O: a
 lookup waits for other lookups, not for a disk.
 """
@@ -8,28 +10,27 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from operator import itemgetter
 
 import numpy as np
 
-from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+from sglang_ext.cache.store.admission import TouchBudget, WriteHours
+from sglang_ext.cache.store.ancestry import newest_below
 from sglang_ext.cache.store.checkpoint import Columns
-from sglang_ext.cache.store.format import NO_KEY, Record, RecordKind
+from sglang_ext.cache.store.format import RECORD_BYTES, Record, RecordKind
 from sglang_ext.cache.store.index import NO_ROW, Index
-from sglang_ext.cache.store.plan import Found, Offer, Plan, Planned
+from sglang_ext.cache.store.plan import Found
 from sglang_ext.cache.store.segments import Segment, Segments, locate
 from sglang_ext.errors import StoreError
 
 __all__ = ["Catalog"]
 
-# Touches that are written to the journal with each sync; the rest waits for the checkpoint.
+# Touches that wait to be written to the journal; the rest waits for the checkpoint.
 _MOST_TOUCHED = 1024
-# Pages that are evicted ahead of need: one in 256, 256 at most. Measured (slots_or_log.py): reading
-# a chain takes 14.2 operations for 100 pages without, 12.0 with 128, at the same hits.
-_SPARE_SHARE = 256
-_MOST_SPARE = 256
-# Evictions between two looks at whether another slot size is better off without its segments.
-_BETWEEN_LOOKS = 4096
+# Evictions before it is looked whether another slot size is better off without one of its segments.
+# Each look in vain doubles them, up to a quarter of all slots: it costs 0.1 us a page of the store.
+_FIRST_LOOK = 64
+_LAST_LOOK = 4096
 
 
 class Catalog:
@@ -40,7 +41,6 @@ class Catalog:
         segments: the slots.
         hours: the write budget.
         record: called, with the lock held, with every change.
-        seen: the filter of admission ``second``; None: all pass.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class Catalog:
         segments: Segments,
         hours: WriteHours,
         record: Callable[[Record], None],
-        seen: SeenTwice | None = None,
     ) -> None:
         self.lock = threading.Lock()
         self.index = index
@@ -61,10 +60,11 @@ class Catalog:
         self.duplicates = 0
         self.may_grow = True
         self._record = record
-        self._seen = seen
         self._clock_us = max(index.time_us, default=0)
         self._touched: set[int] = set()
-        self._since_look = 0
+        self._touches = TouchBudget()
+        self._evicted_for: Counter[int] = Counter()
+        self._look_after = _FIRST_LOOK
         self._recorded_hour = (0, 0)
 
     def now_us(self) -> int:
@@ -80,6 +80,12 @@ class Catalog:
                 if key not in rows:
                     return number
         return len(keys)
+
+    def resident(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which keys are resident."""
+        with self.lock:
+            rows = self.index.rows
+            return [key in rows for key in keys]
 
     def find(self, keys: Sequence[bytes], numbers: Sequence[int]) -> list[Found]:
         """Resident pages among ``keys[number]``, pinned."""
@@ -121,62 +127,6 @@ class Catalog:
             if row != NO_ROW:
                 self._touch(row, self.now_us())
 
-    def plan(self, offers: Sequence[Offer]) -> Plan:
-        """Decide what of a batch is written, and give it slots. Parents come first in a batch."""
-        with self.lock:
-            plan = Plan()
-            depths: dict[bytes, int] = {}
-            refused: dict[bytes, str] = {}
-            now_us = self.now_us()
-            left = self.hours.left_bytes()
-            for offer in offers:
-                row = self.index.rows.get(offer.key, NO_ROW)
-                if row != NO_ROW:
-                    # Refreshed and pinned: this batch must not evict what it tells is resident.
-                    self._touch(row, now_us)
-                    self._pin(plan, row)
-                    plan.resident.append(offer.number)
-                    continue
-                why = self._refusal(offer, depths, refused, left)
-                if why:
-                    refused[offer.key] = why
-                    self.refused[why] += 1
-                    continue
-                if left is not None:
-                    left -= offer.slot_bytes
-                depths[offer.key] = self._depth(plan, offer, depths)
-                plan.waiting.append((offer, depths[offer.key]))
-            self.duplicates += len(plan.resident)
-            self._place(plan)
-            return plan
-
-    def extend(self, plan: Plan) -> None:
-        """Give slots to what waits, after a segment was made, or could not be."""
-        with self.lock:
-            self._place(plan)
-
-    def commit(self, plan: Plan, written: Sequence[Planned]) -> tuple[list[Planned], list[Segment]]:
-        """Make written pages resident, parents first; slots of all others are free again.
-
-        Returns:
-            Pages that are resident now, and segments that are to be closed.
-        """
-        with self.lock:
-            now_us = self.now_us()
-            done = [page for page in written if self._insert(page, now_us)]
-            self.hours.add(sum(page.offer.slot_bytes for page in done))
-            kept = {page.location for page in done}
-            for page in plan.accepted:
-                page.segment.users -= 1
-                if page.location not in kept and not page.segment.gone:
-                    self.segments.give(page.location)
-            for row in plan.pinned:
-                self.index.unpin(row)
-            self.refused["space"] += len(plan.waiting)
-            self.refused["disk"] += len(plan.accepted) - len(done)
-            segments = {page.segment for page in plan.accepted}
-            return done, [s for s in segments if s.gone and not s.users]
-
     def drop(self, key: bytes, why: str) -> None:
         """Forget a page and its descendants."""
         with self.lock:
@@ -192,13 +142,16 @@ class Catalog:
                 Record(RecordKind.SEGMENT, segment=segment.number, size=segment.slot_bytes)
             )
 
-    def retire(self, segment: Segment) -> bool:
+    def retire(self, segment: Segment) -> bool | None:
         """Forget a segment with its pages and their descendants; its file is the caller's.
 
         Returns:
-            Whether nobody uses it, so that it can be closed; otherwise the last user will.
+            Whether nobody uses it, so that it can be closed; otherwise the last user will. None:
+            somebody else has retired it since it was chosen, and its number may be another's.
         """
         with self.lock:
+            if self.segments.by_number.get(segment.number) is not segment:
+                return None
             for slot in range(segment.slots):
                 row = segment.rows[slot]
                 if row != NO_ROW:
@@ -222,23 +175,28 @@ class Catalog:
             self._record(Record(RecordKind.CLEAR))
             return [(segment, not segment.users) for segment in segments]
 
-    def stale_segment(self, slot_bytes: int, *, must: bool) -> Segment | None:
-        """The segment with slots of another size that was used least recently.
+    def stalest_segments(self, slot_bytes: int) -> list[Segment]:
+        """Segments with slots of other sizes, the least recently used first."""
+        return [segment for segment, _ in self._by_age(slot_bytes)]
 
-        Args:
-            slot_bytes: the size that slots are needed of.
-            must: give one in any case; otherwise only one whose every page was last used before
-                the next page of ``slot_bytes`` that would be evicted.
+    def idle_segment(self) -> Segment | None:
+        """A segment that is worth more to another slot size, looked for now and then.
+
+        That is one whose every page, with all that descends from it, was last used before the next
+        page that would be evicted for the size that most pages were evicted for since.
         """
         with self.lock:
-            if not must and self._since_look < _BETWEEN_LOOKS:
+            if self._evicted_for.total() < self._look_after:
                 return None
-            self._since_look = 0
-            segment, newest_us = self._stalest(slot_bytes)
+            [(slot_bytes, _)] = self._evicted_for.most_common(1)
+            self._evicted_for.clear()
             next_us = self.index.next_to_go(self.segments.kind_of(slot_bytes))
-            if must or (next_us is not None and newest_us < next_us):
+        for segment, newest_us in self._by_age(slot_bytes)[:1]:
+            if next_us is not None and newest_us < next_us:
+                self._look_after = _FIRST_LOOK
                 return segment
-            return None
+        self._look_after = min(2 * self._look_after, max(_LAST_LOOK, self.segments.slots // 4))
+        return None
 
     def take_dirty(self) -> list[Segment]:
         """Segments to be synced, each counted as used; they are clean from now on."""
@@ -259,8 +217,10 @@ class Catalog:
     def record_touches(self) -> None:
         """Write recent touches and the write budget to the journal, so that a crash keeps them."""
         with self.lock:
-            touched, self._touched = self._touched, set()
-            for row in touched:
+            space = self.segments.space
+            records = space.journal_bytes(self.segments.slots) // RECORD_BYTES
+            for _ in range(self._touches.take(len(self._touched), records)):
+                row = self._touched.pop()
                 if self.index.location[row] >= 0:
                     time_us = self.index.time_us[row]
                     key = self.index.key_of(row)
@@ -302,8 +262,8 @@ class Catalog:
     def _is(self, page: Found) -> bool:
         """Whether a page that was found is still that row at that place."""
         return (
-            self.index.location[page.row] == page.location
-            and self.index.rows.get(page.key) == page.row
+            self.index.rows.get(page.key) == page.row
+            and self.index.location[page.row] == page.location
         )
 
     def _touch(self, row: int, time_us: int) -> None:
@@ -311,120 +271,12 @@ class Catalog:
         if len(self._touched) < _MOST_TOUCHED:
             self._touched.add(row)
 
-    def _pin(self, plan: Plan, row: int) -> None:
-        self.index.pin(row)
-        plan.pinned.append(row)
-
-    def _refusal(
-        self,
-        offer: Offer,
-        depths: dict[bytes, int],
-        refused: dict[bytes, str],
-        left: int | None,
-    ) -> str:
-        """Why an offer is not written; empty: it is."""
-        # Asked first: the descendants of what does not pass have to be remembered as well.
-        passes = self._seen is None or self._seen.passes(offer.key)
-        parent = offer.parent
-        if parent is not None and parent not in depths and parent not in self.index.rows:
-            return refused.get(parent, "orphan")
-        if not passes:
-            return "admission"
-        if left is not None and offer.slot_bytes > left:
-            return "budget"
-        return ""
-
-    def _depth(self, plan: Plan, offer: Offer, depths: dict[bytes, int]) -> int:
-        if offer.parent is None:
-            return 0
-        if offer.parent in depths:
-            return depths[offer.parent] + 1
-        row = self.index.rows[offer.parent]
-        self._pin(plan, row)
-        return self.index.depth[row] + 1
-
-    def _place(self, plan: Plan) -> None:
-        """Give slots to what waits, in order, as far as there are any."""
-        while plan.waiting:
-            slot_bytes = plan.waiting[0][0].slot_bytes
-            sizes = [offer.slot_bytes for offer, _ in plan.waiting]
-            count = len(sizes)
-            if sizes.count(slot_bytes) < count:  # seldom: pages of one call are of one size
-                count = sum(1 for _ in takewhile(slot_bytes.__eq__, sizes))
-            free = self.segments.free_slots(slot_bytes)
-            if free < count:
-                if self.can_grow(slot_bytes):
-                    return
-                self._evict(slot_bytes, count - free)
-            near = self._near(plan, plan.waiting[0][0])
-            taken = self.segments.take(slot_bytes, count, near)
-            for (offer, depth), location in zip(plan.waiting, taken, strict=False):
-                segment = self.segments.by_number[location >> 32]
-                segment.users += 1
-                plan.accepted.append(Planned(offer, depth, location, segment))
-            del plan.waiting[: len(taken)]
-            if len(taken) < count:
-                return  # what follows may descend from what has no slot
-
     def can_grow(self, slot_bytes: int) -> bool:
         """Whether the capacity has room for one more segment."""
         segments = self.segments
         return self.may_grow and bool(
             segments.space.slots_of_next(slot_bytes, segments.slots, segments.charged_bytes)
         )
-
-    def _near(self, plan: Plan, offer: Offer) -> int | None:
-        if offer.parent is None:
-            return None
-        if plan.accepted and plan.accepted[-1].offer.key == offer.parent:
-            return plan.accepted[-1].location
-        row = self.index.rows.get(offer.parent, NO_ROW)
-        return None if row == NO_ROW else self.index.location[row]
-
-    def _evict(self, slot_bytes: int, count: int) -> None:
-        kind = self.segments.kind_of(slot_bytes)
-        # A few more than needed, so that the next batches find longer runs of free slots.
-        spare = min(_MOST_SPARE, self.segments.slots // _SPARE_SHARE)
-        gone = self.index.evict(kind, count + spare)
-        self.evicted += len(gone)
-        self._since_look += len(gone)
-        for key, location in gone:
-            self.segments.give(location)
-            self._record(Record(RecordKind.DROP, key))
-
-    def _insert(self, page: Planned, now_us: int) -> bool:
-        offer = page.offer
-        if page.segment.gone or offer.key in self.index.rows:
-            return False
-        parent = NO_ROW
-        if offer.parent is not None:
-            parent = self.index.rows.get(offer.parent, NO_ROW)
-            if parent == NO_ROW:
-                return False
-        number, slot = locate(page.location)
-        row = self.index.add(
-            offer.key,
-            parent,
-            page.location,
-            offer.payload_bytes,
-            self.segments.kind_of(page.segment.slot_bytes),
-            now_us,
-        )
-        page.segment.rows[slot] = row
-        page.segment.dirty = True
-        self._record(
-            Record(
-                RecordKind.PUT,
-                offer.key,
-                offer.parent or NO_KEY,
-                page.depth,
-                number,
-                slot,
-                offer.payload_bytes,
-                now_us,
-            )
-        )
-        return True
 
     def _drop(self, row: int, why: str) -> None:
         self._record(Record(RecordKind.DROP, self.index.key_of(row)))
@@ -436,16 +288,25 @@ class Catalog:
             self.segments.give(location)
         return len(gone)
 
-    def _stalest(self, slot_bytes: int) -> tuple[Segment | None, int]:
-        """The segment of another size whose newest page is oldest, and that page's time."""
-        stalest: Segment | None = None
-        oldest_us = 0
-        times = np.frombuffer(self.index.time_us, np.int64)
-        for segment in self.segments:
-            if segment.slot_bytes == slot_bytes or segment.users:
-                continue
-            rows = np.frombuffer(segment.rows, np.int32)
-            newest_us = int(times[rows[rows >= 0]].max(initial=0))
-            if stalest is None or newest_us < oldest_us:
-                stalest, oldest_us = segment, newest_us
-        return stalest, oldest_us
+    def _by_age(self, slot_bytes: int) -> list[tuple[Segment, int]]:
+        """Segments of other sizes that may go, oldest first, with the time of each's newest page.
+
+        A page is as new as whatever descends from it: all of that would go with the page. The lock
+        is not held while this is worked out, so any of them may be gone by the time it is returned.
+        """
+        with self.lock:
+            pinned = {self.index.location[row] >> 32 for row in self.index.pins}
+            held = [
+                (segment, np.array(segment.rows))
+                for segment in self.segments
+                if segment.slot_bytes != slot_bytes and segment.number not in pinned
+            ]
+            # Without those that are being written to. One that is being synced may well go.
+            held = [(s, rows) for s, rows in held if (rows >= 0).sum() == s.slots - s.free]
+            if not held:
+                return []
+            times = np.frombuffer(self.index.time_us, np.int64).copy()
+            parent = np.frombuffer(self.index.parent, np.int32).copy()
+        times = newest_below(parent, times)
+        ages = [(segment, int(times[rows[rows >= 0]].max(initial=0))) for segment, rows in held]
+        return sorted(ages, key=itemgetter(1))

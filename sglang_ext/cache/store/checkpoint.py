@@ -3,21 +3,18 @@
 import os
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
+from sglang_ext.cache.store.ancestry import Numbers, closed, with_ancestors
 from sglang_ext.cache.store.disk import read_fully
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import BLOCK_BYTES, KEY_BYTES, CheckpointHeader
-from sglang_ext.cache.store.index import NO_ROW, Index
+from sglang_ext.cache.store.index import NO_ROW, Index, bit_of
 from sglang_ext.cache.store.segments import ROW_BYTES, Segments
 
 __all__ = ["Columns", "load_index", "read_checkpoint", "write_checkpoint"]
-
-Numbers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ def load_index(rows: int, body: memoryview, segments: Segments) -> Index | None:
         return None
     kind, held = _in_segments(location, payload, segments)
     if not held.all():
-        held = _closed(parent, depth, held)
+        held = closed(parent, held)
         number = np.full(rows + 1, NO_ROW, np.int32)
         number[:-1][held] = np.arange(int(held.sum()), dtype=np.int32)
         parent = number[parent[held]]
@@ -156,6 +153,7 @@ def load_index(rows: int, body: memoryview, segments: Segments) -> Index | None:
         (index.time_us, time_us),
         (index.payload_bytes, payload),
         (index.kind, kind),
+        (index.reach, _reach(parent, kind)),
     ):
         column.frombytes(values.tobytes())
     index.payload_total_bytes = int(payload.sum(dtype=np.int64))
@@ -194,16 +192,13 @@ def _in_segments(
     return kinds[number], (slot < slots[number]) & (needed == slot_bytes[number])
 
 
-def _closed(parent: Numbers, depth: Numbers, held: Numbers) -> Numbers:
-    """``held`` without rows whose parent is not; level by level."""
-    held = held.copy()
-    order = np.argsort(depth, kind="stable")
-    levels = np.flatnonzero(np.diff(depth[order], prepend=-1))
-    for start, end in zip(levels, [*levels[1:], len(order)], strict=True):
-        rows = order[start:end]
-        above = parent[rows]
-        held[rows] &= (above < 0) | held[above]
-    return held
+def _reach(parent: Numbers, kind: Numbers) -> Numbers:
+    """Column ``reach``: bits of each row's kind and of the kinds above it."""
+    bits = np.array([bit_of(number) for number in range(int(kind.max(initial=0)) + 1)], np.uint16)
+    reach = bits[kind]
+    if (kind == kind[:1]).all():  # nearly always: pages of one size
+        return reach
+    return with_ancestors(parent, reach)
 
 
 def _link(index: Index, parent: Numbers) -> None:
@@ -234,8 +229,9 @@ def _occupy(location: Numbers, segments: Segments) -> None:
     rows = np.arange(len(location), dtype=np.int32)
     number, slot = location >> 32, location & 0xFFFFFFFF
     order = np.argsort(number, kind="stable")
+    number = number[order]
     for segment in list(segments):
-        start, end = np.searchsorted(number[order], (segment.number, segment.number + 1))
+        start, end = np.searchsorted(number, (segment.number, segment.number + 1))
         mine = order[start:end]
         np.frombuffer(segment.used, np.uint8)[slot[mine]] = 1
         np.frombuffer(segment.rows, np.int32)[slot[mine]] = rows[mine]

@@ -133,6 +133,10 @@ class Engine:
         self.submit([_Call(action, batch)], urgency)
         return batch.wait(deadline)
 
+    def start(self, action: Callable[[], None], urgency: Urgency) -> None:
+        """Let a worker do ``action`` some time."""
+        self.submit([_Call(action, Batch(1))], urgency)
+
     def close(self, deadline: float) -> bool:
         """End the workers once the queues are empty; False where one hangs at ``deadline``."""
         with self._changed:

@@ -124,16 +124,25 @@ class StoreFolder:
             self.disk.close(file)
 
     def write_file(self, path: Path, data: memoryview | bytes) -> None:
-        """Replace one of our files durably: another name, fsync, rename, fsync of the folder."""
+        """Replace one of our files durably: another name, fsync, rename, fsync of the folder.
+
+        Raises:
+            OSError: the disk did not take it; the file is as it was, and nothing else is left.
+        """
         partial = self.partial(path)
         self._remove(partial)
-        with self.opened(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            # All blocks at once: a full disk is told of before anything is written, and the file
-            # takes as few extents as it can.
-            self.disk.allocate(file, len(data))
-            write_fully(self.disk, file, memoryview(data), 0)
-            self.disk.sync(file)
-        self.disk.rename(partial, path)
+        try:
+            with self.opened(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+                # All blocks at once: a full disk is told of before anything is written, and the
+                # file takes as few extents as it can.
+                self.disk.allocate(file, len(data))
+                write_fully(self.disk, file, memoryview(data), 0)
+                self.disk.sync(file)
+            self.disk.rename(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # it goes when the next one is written
+                self._remove(partial)
+            raise
         self.disk.sync_folder(path.parent)
 
     def remove(self, path: Path) -> None:
@@ -148,23 +157,26 @@ class StoreFolder:
         """
         path = self.path / "lock"
         file = self.open(path, os.O_RDWR | os.O_CREAT)
-        if not self.disk.lock(file):
-            holder = bytearray(32)
-            length = read_fully(self.disk, file, memoryview(holder), 0)
+        try:
+            if not self.disk.lock(file):
+                holder = bytearray(32)
+                length = read_fully(self.disk, file, memoryview(holder), 0)
+                pid = holder[:length].decode("ascii", "replace").strip() or "unknown"
+                raise StoreInUseError(
+                    f"the page store {self.path} is in use by process {pid}; give this server a "
+                    "folder of its own, or end that process"
+                )
+            write_fully(self.disk, file, memoryview(f"{os.getpid():<20}\n".encode()), 0)
+        except BaseException:
             self.disk.close(file)
-            pid = holder[:length].decode("ascii", "replace").strip() or "unknown"
-            raise StoreInUseError(
-                f"the page store {self.path} is in use by process {pid}; give this server a "
-                "folder of its own, or end that process"
-            )
+            raise
         self._lock = file
-        write_fully(self.disk, file, memoryview(f"{os.getpid():<20}\n".encode()), 0)
 
     def release(self) -> None:
         """Give the writer's lock back; idempotent."""
-        if self._lock is not None:
-            self.disk.close(self._lock)
-            self._lock = None
+        file, self._lock = self._lock, None
+        if file is not None:
+            self.disk.close(file)
 
     def load(self) -> bool:
         """Read the superblock; False where the folder has none and holds no store.

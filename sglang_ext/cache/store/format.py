@@ -32,7 +32,7 @@ __all__ = [
     "slot_bytes_of",
 ]
 
-# A bump drops what older releases wrote (docs/design/store.md).
+# A store of another version is refused, with the way out (docs/design/store.md).
 FORMAT_VERSION = 1
 # What O_DIRECT is aligned to: right for disks with 512 and with 4096 byte sectors.
 BLOCK_BYTES = 4096

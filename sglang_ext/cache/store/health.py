@@ -20,11 +20,12 @@ _LOG_EVERY_S = 30.0
 class Health:
     """A breaker for one direction of I/O.
 
-    After a fault nothing is asked of the disk for a pause, which doubles with each fault in a row
-    up to 30 s. Then one call is let through; when it succeeds, all are.
+    After a fault nothing is asked of the disk for a pause. Then one call is let through; when it
+    succeeds, all are, and when it fails, the next pause is twice as long, up to 30 s. Faults of
+    what was begun before a pause do not prolong it.
 
     Args:
-        what: ``read`` or ``write``, for the log.
+        what: ``reading`` or ``writing``, for the log.
         clock: seconds, monotonic.
     """
 
@@ -35,6 +36,7 @@ class Health:
         self._guard = threading.Lock()
         self._pause_s = 0.0
         self._until = 0.0
+        self._tries = False
         self._logged: dict[str, float] = {}
         self._unlogged = 0
 
@@ -42,6 +44,16 @@ class Health:
     def is_good(self) -> bool:
         """Whether the last thing heard of the disk was good."""
         return self._pause_s == 0
+
+    def count(self, error: OSError) -> None:
+        """A fault after which the disk is asked on: it is counted, no more."""
+        with self._guard:
+            self.errors[errno.errorcode.get(error.errno or 0, "UNKNOWN")] += 1
+
+    def counted(self) -> Counter[str]:
+        """A copy of ``errors``: faults by the name of the errno, and ``STALL``."""
+        with self._guard:
+            return Counter(self.errors)
 
     def allows(self) -> bool:
         """Whether to try: always when all is well, once after each pause when it is not."""
@@ -52,6 +64,7 @@ class Health:
             if now < self._until:
                 return False
             self._until = now + self._pause_s  # the next one waits for what this one finds
+            self._tries = True
             return True
 
     def failed(self, error: OSError | None) -> None:
@@ -60,9 +73,10 @@ class Health:
         with self._guard:
             now = self._clock()
             self.errors[name] += 1
-            if now >= self._until or self._pause_s == 0:
+            if self._tries or now >= self._until or self._pause_s == 0:
                 self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
                 self._until = now + self._pause_s
+                self._tries = False
             quiet = now - self._logged.get(name, -_LOG_EVERY_S) < _LOG_EVERY_S
             if quiet:
                 self._unlogged += 1
@@ -78,11 +92,18 @@ class Health:
             self._pause_s,
         )
 
-    def succeeded(self) -> None:
-        """An operation came back well."""
+    def succeeded(self) -> bool:
+        """An operation came back well.
+
+        Returns:
+            Whether that ends an outage: not one fault, but one and the tries after it.
+        """
         if self._pause_s == 0:
-            return
+            return False
         with self._guard:
+            lasted = self._pause_s > _FIRST_PAUSE_S
             self._pause_s = 0.0
             self._until = 0.0
+            self._tries = False
         logger.warning("page store: %s works again", self._what)
+        return lasted

@@ -8,21 +8,30 @@ Recency is kept at the page that was used alone; its ancestors inherit it when i
 orders leaves exactly as refreshing the whole path would, since only leaves are compared, and a
 touch costs the same at any depth.
 
+Pages have kinds (which slots they can free), and chains may mix them. Who needs a slot of one kind
+evicts leaves of any kind that end a chain with a page of it, oldest first: what stands in the way
+goes, and chains that could never give such a slot are left alone.
+
 Not thread-safe: the catalog's lock is held by every caller. Pure.
 """
 
 import heapq
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from sglang_ext.cache.store.format import KEY_BYTES
 from sglang_ext.errors import StoreError
 
-__all__ = ["NO_ROW", "Index"]
+__all__ = ["NO_ROW", "Index", "bit_of"]
 
 NO_ROW = -1
 # Rows that wait for their place in the heap: most have a child before anybody looks.
 _MOST_FRESH = 4096
+# Kinds beyond that many share heaps, which costs order among them and nothing else.
+_HEAPS = 16
+_Entry: TypeAlias = tuple[int, int, int]  # time, minus depth, row
 
 
 class Index:
@@ -30,7 +39,8 @@ class Index:
 
     Columns are public to ``checkpoint`` and ``recovery``, which load and save them whole; everybody
     else uses the methods. A free row has location -1. ``kind`` is any small number that tells which
-    slots a page can free: leaves are evicted by kind.
+    slots a page can free; ``reach`` has a bit for each heap that the page stands in once it is a
+    leaf: one for its own kind and one for each kind among its ancestors.
     """
 
     def __init__(self) -> None:
@@ -42,15 +52,18 @@ class Index:
         self.time_us = array("q")
         self.payload_bytes = array("I")
         self.kind = array("H")
+        self.reach = array("H")
         self.child = array("i")
         self.after = array("i")
         self.before = array("i")
         self.free: list[int] = []
         self.pins: dict[int, int] = {}
         self.payload_total_bytes = 0
-        self._queued = bytearray()
+        # Heaps that have an entry of a row, as bits like ``reach``. An entry outlives its page, so
+        # that there is one at most: whoever takes it looks at what the row is by then.
+        self._queued = array("H")
         self._fresh: list[int] = []
-        self._heaps: dict[int, list[tuple[int, int, int]]] = {}
+        self._heaps: defaultdict[int, list[_Entry]] = defaultdict(list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,11 +71,6 @@ class Index:
     def key_of(self, row: int) -> bytes:
         """The key of a row."""
         return bytes(self.keys[row * KEY_BYTES : (row + 1) * KEY_BYTES])
-
-    def parent_key(self, row: int) -> bytes | None:
-        """The key of a row's parent; None at a root."""
-        parent = self.parent[row]
-        return None if parent == NO_ROW else self.key_of(parent)
 
     def add(
         self, key: bytes, parent: int, location: int, payload_bytes: int, kind: int, time_us: int
@@ -75,6 +83,7 @@ class Index:
         self.time_us[row] = time_us
         self.payload_bytes[row] = payload_bytes
         self.kind[row] = kind
+        self.reach[row] = bit_of(kind) | (0 if parent == NO_ROW else self.reach[parent])
         self.child[row] = self.before[row] = self.after[row] = NO_ROW
         if parent != NO_ROW:
             self._link(row, parent)
@@ -115,28 +124,33 @@ class Index:
             self.pins.pop(row, None)
 
     def evict(self, kind: int, most: int) -> list[tuple[bytes, int]]:
-        """Remove up to ``most`` leaves of ``kind``, least recently used first, deeper first.
+        """Remove leaves until ``most`` pages of ``kind`` are gone: oldest first, then deeper first.
+
+        Leaves of other kinds go where a page of ``kind`` is among their ancestors.
 
         Returns:
-            Keys and locations; fewer than ``most`` where all other leaves are pinned.
+            Keys and locations of all that went; fewer than ``most`` are of ``kind`` where the
+            other leaves are pinned.
         """
         self._settle()
-        heap = self._heaps.get(kind, [])
+        bit = bit_of(kind)
+        heap = self._heaps[bit]
         gone: list[tuple[bytes, int]] = []
-        pinned: list[tuple[int, int, int]] = []
-        while heap and len(gone) < most:
+        pinned: list[_Entry] = []
+        while heap and most > 0:
             entry = heapq.heappop(heap)
             row = entry[2]
             if row in self.pins:
                 pinned.append(entry)
                 continue
-            self._queued[row] = 0
-            if self.location[row] < 0 or self.child[row] != NO_ROW:
-                continue  # gone, or a child came
-            if self.time_us[row] != entry[0] or self.kind[row] != kind:
-                self._queue(row)  # used since, or another page's row by now
+            self._queued[row] ^= bit
+            if self.location[row] < 0 or self.child[row] != NO_ROW or not self.reach[row] & bit:
+                continue  # gone, or a child came, or another page's row by now
+            if self.time_us[row] != entry[0]:
+                self._queue(row)  # used since
                 continue
             parent = self.parent[row]
+            most -= self.kind[row] == kind
             gone.extend(self.remove_tree(row))
             if parent != NO_ROW and self.child[parent] == NO_ROW:
                 self._settle()  # the parent may be the next to go
@@ -145,9 +159,9 @@ class Index:
         return gone
 
     def next_to_go(self, kind: int) -> int | None:
-        """When the leaf that may go next was used, or a little before; None: no leaf is queued."""
+        """When the leaf that ``evict`` takes next was used, or a little before; None: no leaf."""
         self._settle()
-        heap = self._heaps.get(kind)
+        heap = self._heaps[bit_of(kind)]
         return heap[0][0] if heap else None
 
     def children(self, row: int) -> Iterator[int]:
@@ -159,14 +173,17 @@ class Index:
 
     def rebuild_queue(self, order: list[int]) -> None:
         """Queue all leaves anew, after the columns were loaded; ``order``: leaves, first to go."""
-        self._queued = bytearray(len(self.location))
-        self._heaps = {}
+        self._queued = array("H", bytes(2 * len(self.location)))
+        self._heaps.clear()
         self._fresh = []
+        entries = [(self.time_us[row], -self.depth[row], row) for row in order]
+        reached = 0
         for row in order:
-            self._queued[row] = 1
+            self._queued[row] = self.reach[row]
+            reached |= self.reach[row]
+        for bit in _bits(reached):
             # In order, so each heap is a heap without sifting.
-            entry = (self.time_us[row], -self.depth[row], row)
-            self._heaps.setdefault(self.kind[row], []).append(entry)
+            self._heaps[bit] = [entry for entry in entries if self.reach[entry[2]] & bit]
 
     def _new_row(self, key: bytes) -> int:
         if self.free:
@@ -179,9 +196,8 @@ class Index:
             column.append(NO_ROW)
         for column in (self.after, self.before):
             column.append(NO_ROW)
-        for column in (self.depth, self.payload_bytes, self.kind):
+        for column in (self.depth, self.payload_bytes, self.kind, self.reach, self._queued):
             column.append(0)
-        self._queued.append(0)
         return row
 
     def _discard(self, row: int) -> tuple[bytes, int]:
@@ -222,14 +238,18 @@ class Index:
     def _settle(self) -> None:
         """Queue what became a leaf and still is one."""
         for row in self._fresh:
-            if self.location[row] >= 0 and self.child[row] == NO_ROW and not self._queued[row]:
+            if self.location[row] >= 0 and self.child[row] == NO_ROW:
                 self._queue(row)
         self._fresh.clear()
 
     def _queue(self, row: int) -> None:
-        self._queued[row] = 1
-        entry = (self.time_us[row], -self.depth[row], row)
-        heapq.heappush(self._heaps.setdefault(self.kind[row], []), entry)
+        """Put a leaf into each heap that it belongs into and has no entry in."""
+        missing = self.reach[row] & ~self._queued[row]
+        if missing:
+            self._queued[row] |= missing
+            entry = (self.time_us[row], -self.depth[row], row)
+            for bit in _bits(missing):
+                heapq.heappush(self._heaps[bit], entry)
 
     def check_integrity(self) -> None:
         """Raise ``StoreError`` when the tree contradicts itself."""
@@ -244,10 +264,7 @@ class Index:
             self._check_row(row)
             total += self.payload_bytes[row]
         _require(total == self.payload_total_bytes, "the payload total is wrong")
-        queued = {entry[2] for heap in self._heaps.values() for entry in heap}
-        queued.update(self._fresh)
-        for row in live:
-            _require(self.child[row] != NO_ROW or row in queued, f"leaf {row} can never be evicted")
+        self._check_queue([row for row in live if self.child[row] == NO_ROW])
 
     def _check_row(self, row: int) -> None:
         _require(self.rows.get(self.key_of(row)) == row, f"row {row} is not found by its key")
@@ -260,6 +277,31 @@ class Index:
             _require(row in self.children(parent), f"row {row} is not a child of its parent")
         for child in self.children(row):
             _require(self.parent[child] == row, f"row {child} has another parent")
+        above = 0 if parent == NO_ROW else self.reach[parent]
+        reach = bit_of(self.kind[row]) | above
+        _require(self.reach[row] == reach, f"row {row} is looked for in the wrong heaps")
+
+    def _check_queue(self, leaves: list[int]) -> None:
+        """Whether eviction for the kind of each page on its path comes upon each leaf."""
+        fresh = set(self._fresh)
+        for bit in {*self._heaps, *(bit for row in leaves for bit in _bits(self.reach[row]))}:
+            rows = [entry[2] for entry in self._heaps[bit]]
+            marked = {row for row in range(len(self._queued)) if self._queued[row] & bit}
+            _require(sorted(rows) == sorted(marked), f"heap {bit} has entries that are not marked")
+            lost = {row for row in leaves if self.reach[row] & bit} - marked - fresh
+            _require(not lost, f"leaves {sorted(lost)} can never be evicted")
+
+
+def bit_of(kind: int) -> int:
+    """The heap of a kind, as a bit of ``reach``."""
+    return 1 << kind % _HEAPS
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        bit = mask & -mask
+        yield bit
+        mask ^= bit
 
 
 def _require(holds: bool, message: str) -> None:

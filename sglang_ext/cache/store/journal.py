@@ -31,7 +31,7 @@ _MOST_PENDING = 1 << 17
 
 
 class JournalFullError(OSError):
-    """Both journals are full, and the checkpoint that would empty one has not been written."""
+    """No record can be written before a checkpoint: both journals are full, or one is missing."""
 
 
 class Journal:
@@ -42,14 +42,16 @@ class Journal:
 
     Args:
         folder: where.
-        size_bytes: length of a journal file.
+        size_bytes: gives the length of the next journal file.
         on_full: called when a checkpoint is needed.
     """
 
-    def __init__(self, folder: StoreFolder, size_bytes: int, on_full: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: StoreFolder, size_bytes: Callable[[], int], on_full: Callable[[], None]
+    ) -> None:
         self._folder = folder
         self._size_bytes = size_bytes
-        self._most_records = (size_bytes - JOURNAL_HEADER_BYTES) // RECORD_BYTES
+        self._most_records = 0
         self._on_full = on_full
         self._guard = threading.Lock()
         self._pending: list[Record] = []
@@ -58,7 +60,21 @@ class Journal:
         self.generation = 0
         self.records = 0
         self.oldest = 0
-        self.lost = False
+        self._losing = threading.Lock()
+        self._losses = 0
+        self._covered = 0
+        self._torn = 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether records may be missing on disk, and no checkpoint is known that has them."""
+        return self._losses != self._covered
+
+    def lose(self) -> None:
+        """Records may be missing on disk: a checkpoint is needed."""
+        with self._losing:
+            self._losses += 1
+        self._on_full()
 
     def begin(self, generation: int) -> None:
         """Make the file of ``generation``, the only one that there is."""
@@ -69,8 +85,8 @@ class Journal:
     def add(self, record: Record) -> None:
         """Take a record; it is on disk after the next ``write``."""
         if len(self._pending) >= _MOST_PENDING:
-            self.lost = True
-            self._on_full()
+            self.lose()
+            self._torn = self._losses
             return
         self._pending.append(record)
 
@@ -113,27 +129,37 @@ class Journal:
                 self._folder.disk.close(file)
         if failed is not None:
             # The kernel may have dropped what it could not write and report success next time:
-            # only a new file, below a new checkpoint, can be relied on.
-            self.lost = True
-            self._on_full()
+            # only what is written anew, above a new checkpoint, can be relied on.
+            self.lose()
             raise failed
 
-    def forget_before(self, generation: int) -> None:
-        """A checkpoint covers all before ``generation``: remove those files."""
+    def renew(self) -> int:
+        """Before a checkpoint: where records were lost, go on in a new file if there is room.
+
+        With two files the checkpoint has to come first: it covers what was written to the second
+        one, and what is written there after it is as good as in a new one.
+
+        Returns:
+            For `forget_before`: the losses that a checkpoint made from here on covers.
+        """
+        with self._guard:
+            losses = self._losses
+            if self._torn > self._covered:
+                # The checkpoint has them. Replayed above it, without those that were not taken,
+                # they would lead elsewhere.
+                self._pending.clear()
+            if self.lost and self.oldest == self.generation:
+                self._begin(self.generation + 1)
+            return losses
+
+    def forget_before(self, generation: int, losses: int = 0) -> None:
+        """A checkpoint covers all before ``generation``, and ``losses``: remove those files."""
         for number in self._folder.journals():
             if number < generation:
                 self._folder.remove(self._folder.journal_path(number))
         with self._guard:
             self.oldest = max(self.oldest, generation)
-
-    def renew(self) -> None:
-        """Go on in a new file, because the current one may have lost records.
-
-        The checkpoint that has to follow covers what is lost.
-        """
-        with self._guard:
-            self._begin(self.generation + 1)
-            self.lost = False
+            self._covered = max(self._covered, losses)
 
     def close(self) -> None:
         """Close the files; nothing is written."""
@@ -144,6 +170,8 @@ class Journal:
             self._file = None
 
     def _write(self) -> None:
+        if self._torn > self._covered:
+            raise JournalFullError("records are missing until a checkpoint is written")
         while self._pending:
             room = self._most_records - 1 - self.records  # one is kept for the way on
             if room <= 0:
@@ -183,13 +211,14 @@ class Journal:
 
     def _begin(self, generation: int) -> None:
         disk, path = self._folder.disk, self._folder.journal_path(generation)
+        size_bytes = self._size_bytes()
         # Under another name until it is whole: a journal without a good header is a damaged one.
         partial = self._folder.partial(path)
         self._folder.remove(partial)
         file = self._folder.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            disk.allocate(file, self._size_bytes)
-            header = JournalHeader(self._folder.store_id, generation, self._size_bytes).pack()
+            disk.allocate(file, size_bytes)
+            header = JournalHeader(self._folder.store_id, generation, size_bytes).pack()
             write_fully(disk, file, memoryview(header), 0)
             disk.sync(file)
             disk.rename(partial, path)
@@ -203,6 +232,7 @@ class Journal:
             self._unsynced.append(self._file)  # the next sync closes it
         self._file = file
         self.generation, self.records = generation, 0
+        self._most_records = (size_bytes - JOURNAL_HEADER_BYTES) // RECORD_BYTES
 
 
 class JournalReader:
@@ -222,11 +252,14 @@ class JournalReader:
         self._disk = folder.disk
         self._file = folder.open(folder.journal_path(generation), os.O_RDONLY)
         header = bytearray(JOURNAL_HEADER_BYTES)
-        read_fully(self._disk, self._file, memoryview(header), 0)
-        wrong = self._wrong(JournalHeader.unpack(bytes(header)), folder.store_id)
-        if wrong:
+        try:
+            read_fully(self._disk, self._file, memoryview(header), 0)
+            wrong = self._wrong(JournalHeader.unpack(bytes(header)), folder.store_id)
+            if wrong:
+                raise StoreError(f"{folder.journal_path(generation).name} {wrong}")
+        except BaseException:
             self.close()
-            raise StoreError(f"{folder.journal_path(generation).name} {wrong}")
+            raise
 
     def records(self, first: int) -> Iterator[tuple[int, Record | None]]:
         """Numbers and records from ``first`` to the end of the file; None: not whole."""

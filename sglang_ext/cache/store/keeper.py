@@ -4,33 +4,35 @@ The order of steps is what ``recovery`` relies on, whatever a crash leaves behin
 durable before the journals that it covers go; a segment is durable before a page lies in it.
 """
 
+import contextlib
 import errno
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sglang_ext.cache.quiet import LogGate
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
-from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.checkpoint import write_checkpoint
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.folder import StoreFolder
-from sglang_ext.cache.store.format import BLOCK_BYTES, Record, RecordKind
+from sglang_ext.cache.store.format import Record, RecordKind
 from sglang_ext.cache.store.health import Health
-from sglang_ext.cache.store.index import NO_ROW
 from sglang_ext.cache.store.journal import Journal, JournalFullError
 from sglang_ext.cache.store.options import StoreOptions
+from sglang_ext.cache.store.placing import PlacingCatalog
 from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
-from sglang_ext.cache.store.segment_files import SegmentFiles
-from sglang_ext.cache.store.segments import Segment, Segments, Space
+from sglang_ext.cache.store.room import Room
+from sglang_ext.cache.store.segment_files import FOREIGN, SegmentFiles
+from sglang_ext.cache.store.segments import Segments, Space
+from sglang_ext.errors import StoreError
 
 __all__ = ["Keeper"]
 
 logger = logging.getLogger(__name__)
 
-# How long growing is left alone after the disk had no room for a segment.
-_GROW_AGAIN_SYNCS = 30
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Keeper:
@@ -67,22 +69,26 @@ class Keeper:
         self._stall_s = options.stall_s
         self._syncing = threading.Lock()
         self._checkpointing = threading.Lock()
-        self._growing = threading.Lock()
         self._wake = threading.Event()
         self._wanted = False
         self._ended = False
-        self._grow_in = 0
-        self._slot_bytes = 0
+        self._drain: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
         self.folder = StoreFolder(folder, disk, writer=True)
+        self._gate = LogGate()
         self.folder.claim()
-        try:
-            self._open(options, hours, seen)
-        except BaseException:
-            self.folder.release()
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.folder.release)
+            self._open(options, hours, seen, undo)
+            undo.pop_all()
 
-    def _open(self, options: StoreOptions, hours: WriteHours, seen: SeenTwice | None) -> None:
+    def _open(
+        self,
+        options: StoreOptions,
+        hours: WriteHours,
+        seen: SeenTwice | None,
+        undo: contextlib.ExitStack,
+    ) -> None:
         if not self.folder.load():
             self.folder.create()
         self.folder.remove_partial()
@@ -92,16 +98,30 @@ class Keeper:
         good, bad = self.files.open_all()
         for segment, size in good:
             segments.insert(segment, size)
+        undo.callback(self.files.close_all, segments)
+        for number, why in bad:
+            if why == FOREIGN:
+                raise StoreError(
+                    f"{self.folder.segment_path(number)} belongs to another page store; move it "
+                    "back, or remove it"
+                )
         for number, why in bad:
             logger.warning("page store: segment %d is removed: %s", number, why)
             self.files.remove(number)
         self.recovered = recover(self.folder, segments, hours, threads=options.io_threads)
         self._generation = self.recovered.checkpoint
-        self.journal = Journal(self.folder, self.space.journal_bytes, self._want_checkpoint)
-        self.catalog = Catalog(self.recovered.index, segments, hours, self.journal.add, seen)
-        self._fit()
-        self._tidy()
-        self.journal.begin(self.recovered.journal)
+        self.journal = Journal(self.folder, self._journal_bytes, self._want_checkpoint)
+        undo.callback(self.journal.close)
+        self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
+        self._room = Room(self.catalog, self.files, self.space, self._health)
+        self._room.fit()
+        try:
+            self._begin()
+        except OSError as error:
+            # Others have taken the room of checkpoint and journal; what is ours is in segments.
+            if error.errno not in _FULL or not self._room.give_one(str(error)):
+                raise
+            self._begin()
         for name, what in self.recovered.damage:
             logger.warning("page store: %s: %s", name, what)
         logger.info(
@@ -111,6 +131,10 @@ class Keeper:
             self.recovered.how,
         )
 
+    def _begin(self) -> None:
+        self._tidy()
+        self.journal.begin(self.recovered.journal)
+
     def _tidy(self) -> None:
         """One checkpoint and no journal, whatever the last process left: room for two of each."""
         for generation in self.folder.checkpoints():
@@ -119,6 +143,7 @@ class Keeper:
         if self.recovered.how not in ("new", "clean"):
             # Clean: no journal follows before one is made, and losing that one is no damage.
             self._checkpoint((self.recovered.journal, 0), clean=True)
+            self.recovered.used = self._generation
         self._remove_old(self.recovered.journal)
 
     def start(self, tick: Callable[[], None]) -> None:
@@ -128,34 +153,21 @@ class Keeper:
         )
         self._thread.start()
 
-    def grow(self, slot_bytes: int) -> None:
-        """Make a segment, in room that there is or in that of another slot size's segment.
+    def grow(self, slot_bytes: int, seen_slots: int) -> None:
+        """See `Room.grow`."""
+        self._room.grow(slot_bytes, seen_slots)
 
-        Where neither is to be had, the catalog will evict instead. Called by a worker.
+    def prepare(self, slot_bytes: int, slots: int) -> None:
+        """See `Room.prepare`."""
+        self._room.prepare(slot_bytes, slots)
+
+    def clear(self) -> None:
+        """Drop all pages and remove all segments; ``turn`` is held. Called by a worker.
+
+        Raises:
+            OSError: the disk failed; all that could be done is done.
         """
-        # One that hangs must not be joined by others: they would make the same segment.
-        if not self._growing.acquire(blocking=False):
-            return
-        try:
-            self._grow(slot_bytes)
-        finally:
-            self._growing.release()
-
-    def _grow(self, slot_bytes: int) -> None:
-        with self.catalog.lock:
-            can_grow = self.catalog.can_grow(slot_bytes)
-        if not can_grow:
-            segment = self.catalog.stale_segment(slot_bytes, must=True)
-            if segment is None:
-                return
-            self._retire(segment)
-        try:
-            if not self._make(slot_bytes):
-                self._stop_growing()
-        except OSError as error:
-            self._health.errors[errno.errorcode.get(error.errno or 0, "UNKNOWN")] += 1
-            logger.warning("page store: no new segment: %s; older pages go instead", error)
-            self._stop_growing()
+        self._room.clear(self._write_journal)
 
     def give_up(self, plan: Plan) -> None:
         """Nothing of a plan is written."""
@@ -167,7 +179,6 @@ class Keeper:
         done, gone = self.catalog.commit(plan, written)
         for segment in gone:
             self.files.close(segment)
-        self._slot_bytes = plan.accepted[0].segment.slot_bytes
         try:
             self._write_journal()
         except OSError as error:
@@ -202,45 +213,45 @@ class Keeper:
                 self._write_journal()
             self.syncs += 1
 
-    def clear(self) -> None:
-        """Drop all pages and remove all segments; ``turn`` is held."""
-        gone = self.catalog.clear()
-        try:
-            self._write_journal()
-        finally:
-            for segment, unused in gone:
-                self.files.remove(segment.number)
-                if unused:
-                    self.files.close(segment)
-        self.folder.disk.sync_folder(self.folder.segments)
-        self._grow_in = 0
-        self.catalog.may_grow = True
+    def close(self, drain: Callable[[], object]) -> None:
+        """Sync, write a last checkpoint, release the lock; blocks for ``stall_s`` at most.
 
-    def close(self, *, idle: bool) -> None:
-        """Sync, write a last checkpoint, release the lock.
+        The store's own thread does it. Where that hangs, or an operation does, all files stay open
+        and the lock is held, until they get through or the process ends: a descriptor that was
+        closed meanwhile would be another file's, and a new writer would share the folder.
 
         Args:
-            idle: no operation is under way; otherwise descriptors stay open for it.
+            drain: blocks until no operation is under way.
         """
+        self._drain = drain
         self._ended = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(self._stall_s)
-            idle = idle and not self._thread.is_alive()  # it may hang in a sync
+            if self._thread.is_alive():
+                logger.warning(
+                    "page store %s: the disk hangs; what is in use, the lock included, is held "
+                    "until it comes back or this process ends",
+                    self.folder.path,
+                )
+
+    def release(self) -> None:
+        """Close all files and give the lock back; nothing is written. No operation is under way."""
+        self.journal.close()
+        self.files.close_all(self.catalog.segments)
+        self.folder.release()
+
+    def _goodbye(self, drain: Callable[[], object]) -> None:
+        drain()
         try:
-            if idle:
-                self._last_sync()
-                generation = self.journal.generation + 1
-                self._checkpoint((generation, 0), clean=True)
-                self._remove_old(generation)
+            self._last_sync()
+            generation = self.journal.generation + 1
+            self._checkpoint((generation, 0), clean=True)
+            self._remove_old(generation)
         except OSError as error:
             logger.warning("page store: closed without a checkpoint: %s", error)
         finally:
-            self.journal.close()
-            if idle:
-                for segment in self.catalog.segments:
-                    self.files.close(segment)
-            self.folder.release()
+            self.release()
 
     def _write_journal(self) -> None:
         try:
@@ -258,37 +269,43 @@ class Keeper:
             logger.warning("page store: the last sync failed: %s", error)
 
     def _run(self, tick: Callable[[], None]) -> None:
-        while not self._ended:
+        while True:
             self._wake.wait(self._interval_s)
             self._wake.clear()
             if self._ended:
-                return
+                break
             try:
                 tick()
                 self.sync()
                 self._checkpoint_now()
-                self._allow_growing()
-                self._recycle()
+                self._room.synced()
+                self._room.recycle()
             except OSError as error:
                 self._health.failed(error)
-            except Exception:
-                logger.exception("page store: syncing failed in an unforeseen way")
+            except Exception as error:
+                others = self._gate.admits(type(error).__name__)
+                if others is not None:
+                    logger.exception(
+                        "page store: syncing failed in an unforeseen way (%d more not logged)",
+                        others,
+                    )
+        if self._drain is not None:
+            self._goodbye(self._drain)
 
     def _checkpoint_now(self) -> None:
         """Write a checkpoint where one is wanted, and remove the journals that it covers."""
         with self._checkpointing:
-            if not self._wanted:
+            if not self._wanted and not self.journal.lost:
                 return
-            if self.journal.lost:
-                self.journal.renew()
             self._wanted = False  # whoever asks from here on means the next one
-            position = self.journal.position()
             try:
+                losses = self.journal.renew()
+                position = self.journal.position()
                 self._checkpoint(position, clean=False)
-            except OSError:
+            except BaseException:
                 self._wanted = True
                 raise
-            self.journal.forget_before(position[0])
+            self.journal.forget_before(position[0], losses)
 
     def _checkpoint(self, position: tuple[int, int], *, clean: bool) -> None:
         old = self._generation
@@ -308,56 +325,10 @@ class Keeper:
             if generation < journal:
                 self.folder.remove(self.folder.journal_path(generation))
 
+    def _journal_bytes(self) -> int:
+        with self.catalog.lock:
+            return self.space.allot_journal(self.catalog.segments.slots)
+
     def _want_checkpoint(self) -> None:
         self._wanted = True
         self._wake.set()
-
-    def _make(self, slot_bytes: int) -> bool:
-        """Make one more segment; False where its file is no good."""
-        catalog = self.catalog
-        with catalog.lock:
-            segments = catalog.segments
-            slots = self.space.slots_of_next(slot_bytes, segments.slots, segments.charged_bytes)
-            number = segments.next_number()
-        if not slots:
-            return True
-        segment = self.files.create(number, slot_bytes, slots, self.space)
-        if segment is None:
-            return False
-        catalog.insert_segment(segment, BLOCK_BYTES + slots * slot_bytes)
-        return True
-
-    def _retire(self, segment: Segment) -> None:
-        unused = self.catalog.retire(segment)
-        self.files.remove(segment.number)
-        if unused:
-            self.files.close(segment)
-
-    def _recycle(self) -> None:
-        """Take a segment from another slot size whose pages are all older than what would go."""
-        segment = self.catalog.stale_segment(self._slot_bytes, must=False)
-        if segment is not None:
-            self._retire(segment)
-
-    def _fit(self) -> None:
-        """Give segments back until the store fits a capacity that became smaller."""
-        while True:
-            with self.catalog.lock:
-                segments = self.catalog.segments
-                needed = segments.charged_bytes + self.space.reserved_bytes(segments.slots)
-            if needed <= self.space.capacity_bytes or not segments.by_number:
-                return
-            segment = self.catalog.stale_segment(NO_ROW, must=True)
-            if segment is None:
-                return
-            logger.info("page store: segment %d goes: the capacity is smaller", segment.number)
-            self._retire(segment)
-
-    def _stop_growing(self) -> None:
-        self.catalog.may_grow = False
-        self._grow_in = _GROW_AGAIN_SYNCS
-
-    def _allow_growing(self) -> None:
-        if self._grow_in:
-            self._grow_in -= 1
-            self.catalog.may_grow = not self._grow_in

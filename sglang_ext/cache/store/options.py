@@ -1,7 +1,7 @@
 """What a store is opened with, and what it tells about itself."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from sglang_ext.errors import ConfigError
@@ -26,7 +26,7 @@ class StoreOptions:
             Default 16: an NVMe disk is busy with 16 reads of 1 MiB. Cost: a thread each, asleep
             while the disk works.
         staging_bytes: aligned memory between disk and caller. Default 256 MiB; cost: that much
-            memory once it has been used.
+            memory from the start.
         read_ahead_bytes: how much of the staging memory read-ahead may hold. Default 128 MiB.
         operation_bytes: pages that lie together are moved in operations of up to this. Default
             1.125 MiB: larger ones leave the disk idle at the end of each call (4 MiB: 1,237 instead
@@ -133,7 +133,6 @@ class StoreStats:
     healthy: bool
     recovery: str
     open_s: float
-    extra: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """The same as plain values for ``json.dumps``."""

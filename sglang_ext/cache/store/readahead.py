@@ -149,7 +149,7 @@ class ReadAhead:
     def announce(self, keys: Sequence[bytes]) -> None:
         """These pages will be read soon, in this order. Does not block."""
         with self._guard:
-            self._prefixes.append(deque(keys))
+            self._prefixes.append(deque(dict.fromkeys(keys)))
             if len(self._prefixes) > _MOST_PREFIXES:
                 self._prefixes.popleft()
         self.fill()
@@ -162,9 +162,10 @@ class ReadAhead:
                 return None
             run = staged.run
         if not run.arrived.is_set() and self._engine.cancel_ahead(run):
-            self._cancel(run, key)
+            self._cancel(run)
             return None
-        self.used_pages += 1
+        with self._guard:
+            self.used_pages += 1
         return staged
 
     def skip(self, keys: Sequence[bytes]) -> None:
@@ -239,15 +240,16 @@ class ReadAhead:
             return []  # larger than all the room there is
         return [key for number, key in enumerate(keys) if number in numbers]
 
-    def _cancel(self, run: AheadRun, taken: bytes) -> None:
+    def _cancel(self, run: AheadRun) -> None:
         """A run that no worker has begun with: its pages are read directly instead."""
         with self._guard:
             others = [page for page in run.pages if self._staged.get(page.key) is not None]
             others = [page for page in others if self._staged[page.key].run is run]
             for page in others:
                 del self._staged[page.key]
-        self.pages -= len(run.pages)
+            self.pages -= len(run.pages)
         self._finished(run.pages, (), 0, None)
+        run.arrived.set()  # another reader may have taken a page of it, and waits for it
         run.let_go(len(others) + 2)  # the page that was asked for and the operation itself, too
 
     def _freed(self, run: AheadRun) -> None:

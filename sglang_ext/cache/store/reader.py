@@ -20,7 +20,7 @@ __all__ = ["Reader"]
 
 logger = logging.getLogger(__name__)
 
-# Places that could not be read once. Cost: a few dozen bytes each; more are not remembered.
+# Places that could not be read once; the oldest is forgotten. Cost: about 200 bytes each.
 _MOST_SUSPECTS = 4096
 
 
@@ -49,7 +49,7 @@ class Reader:
         self._staging = staging
         self._options = options
         self._guard = threading.Lock()
-        self._suspects: dict[int, int] = {}
+        self._suspects: dict[int, tuple[bytes, int]] = {}
         self.ahead = ReadAhead(
             catalog,
             engine,
@@ -118,10 +118,12 @@ class Reader:
         """Queue direct reads of ``keys[number]``."""
         found: list[Found] = []
         for page in self._catalog.find(keys, numbers):
-            if sum(map(len, reading.targets[page.number])) == page.payload_bytes:
-                found.append(page)
-            else:
+            if sum(map(len, reading.targets[page.number])) != page.payload_bytes:
                 self._release([page], [(page, "length")])
+            elif page.segment.slot_bytes > self._staging.size_bytes:
+                self._release([page], [])  # written by somebody with more memory
+            else:
+                found.append(page)
         most = operation_bytes(found, self._options.io_threads, self._options.operation_bytes)
         parts = runs(found, most)
         batch = Batch(len(parts))
@@ -149,8 +151,9 @@ class Reader:
             self.health.failed(failure)
             drops = [(page, "unreadable") for page in self._hopeless(pages)]
         elif got:
-            self.health.succeeded()
+            ends_outage = self.health.succeeded()
             with self._guard:
+                self._clear_of_suspicion(pages, ends_outage)
                 self.counts["read_bytes"] += got
                 self.counts["reads"] += 1
         self._release(pages, drops)
@@ -163,13 +166,24 @@ class Reader:
         """
         with self._guard:
             reads = self.counts["reads"]
-            again = [p for p in pages if self._suspects.get(p.location, reads) < reads]
+            again = []
             for page in pages:
-                if len(self._suspects) < _MOST_SUSPECTS:
-                    self._suspects[page.location] = reads
-            for page in again:
-                self._suspects.pop(page.location, None)
+                key, since = self._suspects.pop(page.location, (b"", 0))
+                if key == page.key and since < reads:
+                    again.append(page)
+                else:
+                    self._suspects[page.location] = page.key, reads
+            while len(self._suspects) > _MOST_SUSPECTS:
+                del self._suspects[next(iter(self._suspects))]
             return again
+
+    def _clear_of_suspicion(self, pages: Sequence[Found], ends_outage: bool) -> None:
+        """Pages were read well; what failed in an outage says nothing of its place. Guard held."""
+        if ends_outage:
+            self._suspects.clear()
+        elif self._suspects:
+            for page in pages:
+                self._suspects.pop(page.location, None)
 
     def _release(self, pages: Sequence[Found], drops: Sequence[tuple[Found, str]]) -> None:
         for segment in self._catalog.release(pages, drops):

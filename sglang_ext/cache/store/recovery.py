@@ -26,7 +26,7 @@ from sglang_ext.cache.store.index import NO_ROW, Index
 from sglang_ext.cache.store.journal import JournalReader
 from sglang_ext.cache.store.segment_files import aligned_block
 from sglang_ext.cache.store.segments import Segment, Segments, place
-from sglang_ext.errors import StoreError
+from sglang_ext.errors import StoreError, StoreFolderError
 
 __all__ = ["Recovered", "Replay", "recover"]
 
@@ -159,6 +159,8 @@ class Replay:
     def _clear(self, record: Record) -> None:
         for segment in list(self.segments):
             self.empty(segment)
+            if self._on_segment is not None:
+                self._on_segment(segment.number, 0)
 
     def _touch(self, record: Record) -> None:
         row = self.index.rows.get(record.key, NO_ROW)
@@ -186,6 +188,10 @@ def recover(
         threads: operations in flight where pages have to be looked for; 0: they are not looked
             for, and ``how`` is ``damaged``.
         on_segment: as for `Replay`.
+
+    Raises:
+        StoreFolderError: a file is a link, somebody else's, or open to others.
+        OSError: pages have to be looked for, and most slots cannot be read.
     """
     recovered, header = _from_checkpoint(folder, segments)
     start = (header.journal, header.journal_record) if header else (1, 0)
@@ -261,6 +267,8 @@ def _replay(
     for generation in journals:
         try:
             reader = JournalReader(folder, generation)
+        except StoreFolderError:
+            raise  # a link, or somebody else's: not to be removed as a damaged one is
         except (StoreError, OSError) as error:
             recovered.damage.append((folder.journal_path(generation).name, str(error)))
             return False
@@ -303,13 +311,23 @@ def _replay_one(
 
 
 def _scan(disk: Disk, segments: Segments, hours: WriteHours, threads: int) -> Index:
-    """An index out of the headers of all pages."""
+    """An index out of the headers of all pages. A bad spot costs its page.
+
+    Raises:
+        OSError: most slots cannot be read: those are no bad spots, and the pages may well be there.
+    """
     for segment in list(segments):
         segments.reset(segment)
     found: list[Record] = []
+    failures: list[OSError] = []
     with ThreadPoolExecutor(threads) as pool:
-        for records in pool.map(lambda part: _headers(disk, *part), _parts(segments)):
+        for records, failed in pool.map(lambda part: _headers(disk, *part), _parts(segments)):
             found.extend(records)
+            failures.extend(failed)
+    if failures:
+        logger.warning("page store: %d slots cannot be read: %s", len(failures), failures[0])
+        if 2 * len(failures) > segments.slots:
+            raise failures[0]
     # Parents first; of two with the same key the one that was written last.
     found.sort(key=lambda record: (record.depth, -record.time_us))
     replay = Replay(Index(), segments, hours)
@@ -325,14 +343,22 @@ def _parts(segments: Segments) -> Iterable[tuple[Segment, int, int]]:
             yield segment, start, min(start + 256, segment.slots)
 
 
-def _headers(disk: Disk, segment: Segment, start: int, end: int) -> list[Record]:
+def _headers(
+    disk: Disk, segment: Segment, start: int, end: int
+) -> tuple[list[Record], list[OSError]]:
+    """Headers of slots, and what failed; a slot that cannot be read is tried twice."""
     block = aligned_block()
-    found = []
+    found: list[Record] = []
+    failures: list[OSError] = []
     for slot in range(start, end):
+        offset = segment.offset_of(slot)
         try:
-            got = disk.read(segment.file, block, segment.offset_of(slot))
+            try:
+                got = disk.read(segment.file, block, offset)
+            except OSError:
+                got = disk.read(segment.file, block, offset)
         except OSError as error:
-            logger.warning("page store: segment %d, slot %d: %s", segment.number, slot, error)
+            failures.append(error)
             continue
         header = PageHeader.unpack(block[:BLOCK_BYTES]) if got == BLOCK_BYTES else None
         if header is not None:
@@ -348,4 +374,4 @@ def _headers(disk: Disk, segment: Segment, start: int, end: int) -> list[Record]
                     header.written_us,
                 )
             )
-    return found
+    return found, failures

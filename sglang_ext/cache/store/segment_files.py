@@ -5,15 +5,19 @@ import errno
 import logging
 import mmap
 import os
+from collections.abc import Iterable
 
 from sglang_ext.cache.store.disk import read_fully, write_fully
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import BLOCK_BYTES, SegmentHeader
 from sglang_ext.cache.store.segments import Segment, Space
 
-__all__ = ["SegmentFiles", "aligned_block"]
+__all__ = ["FOREIGN", "SegmentFiles", "aligned_block"]
 
 logger = logging.getLogger(__name__)
+
+# What is wrong with a segment that is whole, and not ours to remove.
+FOREIGN = "it belongs to another store"
 
 
 def aligned_block(size_bytes: int = BLOCK_BYTES) -> memoryview:
@@ -43,19 +47,31 @@ class SegmentFiles:
         Returns:
             Empty segments with the lengths of their files; and numbers of files that are not
             usable, each with what is wrong.
+
+        Raises:
+            OSError: one cannot be read; none is left open.
         """
         good: list[tuple[Segment, int]] = []
         bad: list[tuple[int, str]] = []
-        for number in self._folder.segment_numbers():
-            found = self.open(number)
-            if isinstance(found, str):
-                bad.append((number, found))
-            else:
-                good.append(found)
+        try:
+            for number in self._folder.segment_numbers():
+                with contextlib.suppress(FileNotFoundError):  # a writer has removed it just now
+                    found = self.open(number)
+                    if isinstance(found, str):
+                        bad.append((number, found))
+                    else:
+                        good.append(found)
+        except BaseException:
+            self.close_all(segment for segment, _ in good)
+            raise
         return good, bad
 
     def open(self, number: int) -> tuple[Segment, int] | str:
-        """An empty segment and the length of its file, or what is wrong with it."""
+        """An empty segment and the length of its file, or what is wrong with it.
+
+        Raises:
+            OSError: it cannot be read, which says nothing about what is in it.
+        """
         file = self._open(number, self._access)
         block = aligned_block()
         try:
@@ -63,7 +79,8 @@ class SegmentFiles:
             read_fully(self._folder.disk, file, block, 0)
         except OSError as error:
             self._folder.disk.close(file)
-            return f"cannot be read: {error.strerror}"
+            error.filename = str(self._folder.segment_path(number))
+            raise
         header = SegmentHeader.unpack(block)
         wrong = self._wrong(header, number, size)
         if header is None or wrong:
@@ -106,16 +123,25 @@ class SegmentFiles:
         """Remove a segment's file, so that its room is free at once."""
         self._folder.remove(self._folder.segment_path(number))
 
+    def sync_names(self) -> None:
+        """Make it durable which segments there are."""
+        self._folder.disk.sync_folder(self._folder.segments)
+
     def close(self, segment: Segment) -> None:
         """Close a segment's descriptor."""
         with contextlib.suppress(OSError):  # a failed write is told of by sync, not by close
             self._folder.disk.close(segment.file)
 
+    def close_all(self, segments: Iterable[Segment]) -> None:
+        """Close the descriptors of several segments."""
+        for segment in segments:
+            self.close(segment)
+
     def _wrong(self, header: SegmentHeader | None, number: int, size: int) -> str:
         if header is None:
             return "its header is damaged"
         if header.store != self._folder.store_id:
-            return "it belongs to another store"
+            return FOREIGN
         if header.segment != number:
             return f"it is segment {header.segment} under another name"
         if header.slot_bytes < BLOCK_BYTES or header.slot_bytes % BLOCK_BYTES:

@@ -19,8 +19,14 @@ __all__ = ["ROW_BYTES", "Segment", "Segments", "Space", "locate", "place"]
 ROW_BYTES = 32 + 8 + 4 + 4 + 8 + 4
 # Superblock, lock, and an extent block for each file that is not a segment.
 _FIXED_BYTES = 16 * BLOCK_BYTES
+# A journal has room for a record of a quarter of all slots, so that the checkpoint which a full one
+# asks for costs the same for each page written, whatever the size of the store. In stores whose
+# slots are few, for 1/256 of the capacity, up to the first bound; the last bounds how long it takes
+# to replay (8 us a record).
 _LEAST_JOURNAL_BYTES = 16 * 1024
-_MOST_JOURNAL_BYTES = 64 * 1024 * RECORD_BYTES
+_SMALL_JOURNAL_BYTES = 64 * 1024 * RECORD_BYTES
+_MOST_JOURNAL_BYTES = 1024 * 1024 * RECORD_BYTES
+_SLOTS_A_RECORD = 4
 # Not more than about 256 segments, each of which is an open file.
 _MOST_SEGMENTS = 256
 _LEAST_SEGMENT_BYTES = 64 * MIB
@@ -48,16 +54,31 @@ class Space:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
-        wanted = min(max(capacity_bytes // 256, _LEAST_JOURNAL_BYTES), _MOST_JOURNAL_BYTES)
-        self.journal_bytes = _blocks(wanted)
+        self._longest_journal_bytes = 0
         self._target_bytes = max(capacity_bytes // _MOST_SEGMENTS, _LEAST_SEGMENT_BYTES)
         if capacity_bytes < 16 * _LEAST_SEGMENT_BYTES:
             self._target_bytes = capacity_bytes // 16
 
+    def journal_bytes(self, slots: int) -> int:
+        """Length of a journal that is made while there are ``slots`` slots."""
+        least = max(self.capacity_bytes // 256, _LEAST_JOURNAL_BYTES)
+        wanted = max(min(least, _SMALL_JOURNAL_BYTES), slots // _SLOTS_A_RECORD * RECORD_BYTES)
+        return _blocks(min(wanted, _MOST_JOURNAL_BYTES))
+
+    def allot_journal(self, slots: int) -> int:
+        """``journal_bytes`` of a journal that is going to be made; charged from now on.
+
+        It stays charged when there are fewer slots later: the file is not shortened.
+        """
+        size = self.journal_bytes(slots)
+        self._longest_journal_bytes = max(self._longest_journal_bytes, size)
+        return size
+
     def reserved_bytes(self, slots: int) -> int:
         """What everything but segments may take when there are ``slots`` slots."""
         checkpoint = BLOCK_BYTES + _blocks(slots * ROW_BYTES)
-        return _FIXED_BYTES + 2 * self.journal_bytes + 2 * checkpoint
+        journal = max(self.journal_bytes(slots), self._longest_journal_bytes)
+        return _FIXED_BYTES + 2 * journal + 2 * checkpoint
 
     def charge_bytes(self, slots: int, file_bytes: int) -> int:
         """What a segment may come to take on disk, its extent blocks included."""
@@ -132,10 +153,6 @@ class Segments:
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self.by_number.values())
-
-    def of_size(self, slot_bytes: int) -> list[Segment]:
-        """Segments with slots of one size."""
-        return [segment for segment in self if segment.slot_bytes == slot_bytes]
 
     def insert(self, segment: Segment, file_bytes: int) -> None:
         """Take a segment in; ``file_bytes`` is the length of its file."""

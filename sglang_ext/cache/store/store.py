@@ -1,12 +1,17 @@
 """The page store: what a caller sees, and the thread that makes things durable."""
 
+import contextlib
+import os
+import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk, RealDisk
 from sglang_ext.cache.store.engine import Engine
 from sglang_ext.cache.store.follower import Follower
@@ -34,9 +39,12 @@ class PageStore:
         options: bounds and behaviour.
         disk: who does the file operations; the operating system by default.
 
+    A process that Python forks has no part in it: there the store is closed, and the lock stays
+    with the parent.
+
     Raises:
         StoreFolderError, StoreFormatError, StoreInUseError: see there.
-        StoreError: the disk fails while the store is opened.
+        StoreError: the disk fails while the store is opened, or a segment is another store's.
     """
 
     def __init__(self, folder: Path, options: StoreOptions, *, disk: Disk | None = None) -> None:
@@ -48,8 +56,9 @@ class PageStore:
     ) -> "PageStore":
         """A read-only view beside a writer in another process.
 
-        It learns of what the writer does from the journal, whenever it is asked something. The
-        writer may come later: until then there are no pages. ``write`` writes nothing.
+        It learns of what the writer does from the journal, on a thread of its own, whenever it is
+        asked something. The writer may come later: until then there are no pages. ``write`` writes
+        nothing.
 
         Raises:
             StoreFolderError, StoreFormatError: see there.
@@ -69,28 +78,40 @@ class PageStore:
         self._writing = Health("writing")
         self._keeper: Keeper | None = None
         self._follower: Follower | None = None
+        self._writer: Writer | None = None
         try:
-            if writer:
-                seen = SeenTwice() if options.admission == "second" else None
-                self._keeper = Keeper(folder, options, disk, self._hours, seen, self._writing)
-                self._catalog = self._keeper.catalog
-            else:
-                self._follower = Follower(folder, options, disk)
-                self._catalog = self._follower.catalog
+            with contextlib.ExitStack() as undo:
+                self._open(folder, undo, writer=writer)
+                undo.pop_all()
         except OSError as error:
             raise StoreError(
                 f"the page store {folder} cannot be opened: {error}; see to the disk, or give the "
                 "server another folder"
             ) from error
+        self.open_s = time.monotonic() - begin
+        _open_stores.add(self)
+
+    def _open(self, folder: Path, undo: contextlib.ExitStack, *, writer: bool) -> None:
+        options, disk = self._options, self._disk
+        if writer:
+            seen = SeenTwice() if options.admission == "second" else None
+            self._keeper = Keeper(folder, options, disk, self._hours, seen, self._writing)
+            undo.callback(self._keeper.release)
+            self._catalog: Catalog = self._keeper.catalog
+        else:
+            self._follower = Follower(folder, options, disk)
+            undo.callback(self._follower.close, idle=True)
+            self._catalog = self._follower.catalog
         self._staging = Staging(options.staging_bytes)
         self._engine = Engine(options.io_threads)
+        undo.callback(self._engine.close, time.monotonic() + options.stall_s)
         parts = self._engine, disk, self._staging, options
         self._reader = Reader(self._catalog, *parts)
-        self._writer: Writer | None = None
         if self._keeper is not None:
             self._writer = Writer(self._keeper, *parts, self._writing)
             self._keeper.start(self._reader.ahead.expire)
-        self.open_s = time.monotonic() - begin
+        if self._follower is not None:
+            self._follower.start(self._reader.ahead.expire)
 
     def __enter__(self) -> "PageStore":
         return self
@@ -104,7 +125,10 @@ class PageStore:
         self.close()
 
     def prefix(self, keys: Sequence[bytes], *, read_ahead: bool = False) -> int:
-        """How many leading keys are resident. Does not wait for the disk.
+        """How many leading keys are resident.
+
+        A writer does not wait for the disk. A view waits until it has read the journal on, 0.1 s at
+        most; while that does not come back, what it knew before is told at once.
 
         Args:
             keys: of a chain, from its root or from any page on.
@@ -118,6 +142,14 @@ class PageStore:
         if read_ahead:
             self._reader.announce(keys[:count])
         return count
+
+    def resident(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which of ``keys`` are resident, whatever chains they are of. Waits as ``prefix`` does."""
+        _check_keys(keys)
+        if self._closed:
+            return [False] * len(keys)
+        self._catch_up()
+        return self._catalog.resident(keys)
 
     def read(
         self, namespace: bytes, keys: Sequence[bytes], targets: Sequence[Sequence[Buffer]]
@@ -202,7 +234,8 @@ class PageStore:
         """Make all that was accepted durable; blocks for as long as the disk takes.
 
         Raises:
-            StoreError: the disk failed.
+            StoreError: the disk failed, now, or since the last time and nothing has made up for
+                it: what could not be synced is durable once a checkpoint is.
         """
         if self._keeper is None or self._closed:
             return
@@ -214,22 +247,42 @@ class PageStore:
     def clear(self) -> None:
         """Drop all pages and give their room back; nothing but the store's own files goes.
 
+        Blocks for ``options.stall_s`` at most.
+
         Raises:
-            StoreError: the disk failed; what could not be removed is empty all the same.
+            StoreError: the disk failed; what could not be removed is empty all the same. Or it
+                hangs; the store is cleared when it comes back.
         """
-        if self._keeper is None or self._closed:
+        keeper = self._keeper
+        if keeper is None or self._closed:
             return
+        deadline = time.monotonic() + self._options.stall_s
         self._reader.ahead.forget()
-        try:
-            with self._keeper.turn:
-                self._keeper.clear()
-        except OSError as error:
-            raise StoreError(f"segments could not be removed: {error}") from error
+        failures: list[OSError] = []
+
+        def clear() -> None:
+            try:
+                keeper.clear()
+            except OSError as error:
+                failures.append(error)
+            finally:
+                keeper.turn.release()  # not before: a page that is written now would go as well
+
+        if not keeper.turn.acquire(timeout=self._options.stall_s):
+            raise StoreError("the page store was not cleared: the disk hangs")
+        if not self._engine.call(clear, "write", deadline):
+            self._writing.failed(None)
+            raise StoreError("the page store is not cleared yet: the disk hangs")
+        if failures:
+            raise StoreError(f"segments could not be removed: {failures[0]}") from failures[0]
 
     def stats(self) -> StoreStats:
         """Counters and gauges."""
         catalog, keeper, reader = self._catalog, self._keeper, self._reader
         written = self._writer.counts if self._writer else Counter()
+        parts = [reader.health, self._writing]
+        if self._follower is not None:
+            parts.append(self._follower.health)
         with catalog.lock:
             return StoreStats(
                 pages=len(catalog.index),
@@ -248,14 +301,14 @@ class PageStore:
                 evicted=catalog.evicted,
                 refused={why: n for why, n in catalog.refused.items() if n},
                 dropped={why: n for why, n in catalog.dropped.items() if n},
-                errors=dict(reader.health.errors + self._writing.errors),
+                errors=dict(sum((part.counted() for part in parts), Counter())),
                 read_ahead_pages=reader.ahead.pages,
                 read_ahead_used=reader.ahead.used_pages,
                 operations=self._engine.operations,
                 syncs=keeper.syncs if keeper else 0,
                 checkpoints=keeper.checkpoints if keeper else 0,
                 written_today_bytes=self._hours.total_bytes(),
-                healthy=reader.health.is_good and self._writing.is_good,
+                healthy=all(part.is_good for part in parts),
                 recovery=keeper.recovered.how if keeper else "follow",
                 open_s=self.open_s,
             )
@@ -278,8 +331,10 @@ class PageStore:
     def close(self) -> None:
         """Make everything durable, write a checkpoint and release the folder; idempotent.
 
-        Blocks, ``options.stall_s`` at most for what is under way. A failing disk is logged: what
-        is durable by then is there at the next start.
+        Blocks for ``options.stall_s`` at most for what is under way, and as long again for the
+        checkpoint. A failing disk is logged: what is durable by then is there at the next start.
+        With a disk that hangs the folder stays locked until it comes back, at most until the
+        process ends.
         """
         if self._closed:
             return
@@ -288,9 +343,21 @@ class PageStore:
         idle = self._engine.close(time.monotonic() + self._options.stall_s)
         self._staging.close()
         if self._keeper is not None:
-            self._keeper.close(idle=idle)
-        if self._follower is not None and idle:
-            self._follower.close()
+            forever = time.monotonic() + threading.TIMEOUT_MAX / 2
+            self._keeper.close(lambda: self._engine.close(forever))
+        if self._follower is not None:
+            self._follower.close(idle=idle)
+
+    def _leave(self) -> None:
+        """In a process that was forked: its threads do not exist, and its files are the parent's.
+
+        No lock is taken: a thread of the parent may have held it.
+        """
+        was_open, self._closed = not self._closed, True
+        if self._keeper is not None:
+            if was_open:
+                self._keeper.files.close_all(self._keeper.catalog.segments)
+            self._keeper.folder.release()
 
     def _catch_up(self) -> None:
         if self._follower is not None:
@@ -300,6 +367,17 @@ class PageStore:
         if self._keeper is not None:
             return self._keeper.files.direct
         return self._follower is not None and self._follower.direct
+
+
+_open_stores: "weakref.WeakSet[PageStore]" = weakref.WeakSet()
+
+
+def _leave_all() -> None:
+    for store in list(_open_stores):
+        store._leave()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 def _check_namespace(namespace: bytes) -> None:

@@ -126,8 +126,10 @@ class ReadRun:
         except OSError as error:
             failure = error
         finally:
-            self._finished(self.pages, drops, got, failure)
-            self.ended()
+            try:
+                self._finished(self.pages, drops, got, failure)
+            finally:
+                self.ended()
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits any more."""

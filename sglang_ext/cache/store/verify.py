@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sglang_ext.cache.store.admission import WriteHours
 from sglang_ext.cache.store.disk import Disk, RealDisk, read_fully
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.index import Index
-from sglang_ext.cache.store.recovery import recover
-from sglang_ext.cache.store.segment_files import SegmentFiles, aligned_block
-from sglang_ext.cache.store.segments import Segment, Segments, Space, locate
+from sglang_ext.cache.store.segment_files import aligned_block
+from sglang_ext.cache.store.segments import Segment, Segments, locate
+from sglang_ext.cache.store.survey import survey
 from sglang_ext.cache.store.transfer import mismatch
 from sglang_ext.errors import StoreError
 
@@ -71,21 +70,12 @@ def verify_store(
 def _verify(
     store: StoreFolder, disk: Disk, on_page: Callable[[int, int], None]
 ) -> Iterator[Finding]:
-    files = SegmentFiles(store, direct=True, read_only=True)
-    good, bad = files.open_all()
-    segments = Segments(Space(1 << 62))
-    for segment, size in good:
-        segments.insert(segment, size)
-    try:
-        for number, why in bad:
+    with survey(store, direct=True, threads=16) as found:
+        for number, why in found.unusable:
             yield Finding(_name(store, number), "", why)
-        recovered = recover(store, segments, WriteHours(None), threads=16)
-        for name, what in recovered.damage:
+        for name, what in found.recovered.damage:
             yield Finding(name, "", what)
-        yield from _pages(store, disk, recovered.index, segments, on_page)
-    finally:
-        for segment in segments:
-            files.close(segment)
+        yield from _pages(store, disk, found.recovered.index, found.segments, on_page)
 
 
 def _pages(

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
-from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.engine import Batch, Engine, Operation
 from sglang_ext.cache.store.health import Health
@@ -39,7 +38,7 @@ class Writer:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._keeper = keeper
-        self._catalog: Catalog = keeper.catalog
+        self._catalog = keeper.catalog
         self._engine = engine
         self._disk = disk
         self._staging = staging
@@ -91,6 +90,7 @@ class Writer:
             WriteRun(self._disk, self._staging, part, job) for part in parts
         ]
         self._engine.submit(operations, "write")
+        self._prepare(plan.accepted[0].segment.slot_bytes, len(plan.accepted))
         if not job.batch.wait(deadline):
             job.batch.abandon()
             self._health.failed(None)
@@ -103,15 +103,23 @@ class Writer:
             resident.update([offer.number for offer in written])
         return resident
 
+    def _prepare(self, slot_bytes: int, slots: int) -> None:
+        """Have segments made for the next call while this one is written: it will be as large."""
+        if self._catalog.can_prepare(slot_bytes, slots):
+            self._engine.start(partial(self._keeper.prepare, slot_bytes, slots), "write")
+
     def _make_room(self, plan: Plan, deadline: float) -> None:
         """Segments for what has no slot; where none can be made, other pages go."""
         catalog = self._catalog
+        slots = catalog.segments.slots
+        catalog.extend(plan)  # a segment may have been made since the batch was planned
         while plan.waiting:
-            before = len(plan.waiting), catalog.segments.slots, catalog.may_grow
-            grow = partial(self._keeper.grow, plan.waiting[0][0].slot_bytes)
+            before = len(plan.waiting), slots, catalog.may_grow
+            grow = partial(self._keeper.grow, plan.waiting[0][0].slot_bytes, slots)
             if not self._engine.call(grow, "write", deadline):
                 self._health.failed(None)
                 return
+            slots = catalog.segments.slots
             catalog.extend(plan)
-            if before == (len(plan.waiting), catalog.segments.slots, catalog.may_grow):
+            if before == (len(plan.waiting), slots, catalog.may_grow):
                 return  # all that could go is in use

@@ -47,6 +47,12 @@ class Cache:
         return ["a"]
 
 
+@pytest.fixture(autouse=True)
+def no_tree(monkeypatch):
+    """A tree says at its making that it is the server's; tests that made one are over."""
+    monkeypatch.setattr(hooks, "_tree", None)
+
+
 @pytest.fixture
 def tier(monkeypatch):
     tier = Tier()
@@ -98,7 +104,7 @@ def test_weights(tier, success, asked, flushed):
 
 def test_statistics_are_shown(tier):
     answer = SimpleNamespace(internal_state={"other": 1})
-    assert hooks.show_disk_tier(answer, "controller", "request") is None
+    assert hooks.show_state(answer, "controller", "request") is None
     assert answer.internal_state == {"other": 1, "sglang_ext": {"disk_tier": {"pages": 7}}}
 
 
@@ -109,12 +115,12 @@ def test_without_a_tier_nothing_happens(monkeypatch):
     hooks.weights_change()
     hooks.weights_changed((True, ""), None, None)
     answer = SimpleNamespace(internal_state={})
-    hooks.show_disk_tier(answer)
+    hooks.show_state(answer)
     assert answer.internal_state == {}
 
 
 def test_opening_without_the_plugin_says_so(monkeypatch):
     monkeypatch.setattr(hooks, "_opening", None)
     assert hooks.opening() == ["the plugin of sglang-ext"]
-    hooks.on_opening(lambda: ["a.hook"])
+    hooks.on_opening(lambda part: ["a.hook"])
     assert hooks.opening() == ["a.hook"]

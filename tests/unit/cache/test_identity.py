@@ -102,12 +102,43 @@ def test_a_draft_model_matters(asked, tmp_path):
     assert with_draft != rank_identity(storage(), {**asked, "draft_model": str(draft)})
 
 
+def test_contents_of_named_files_matter_and_their_paths_do_not(asked, tmp_path, caplog):
+    def identity():
+        files = {"quantization_param_path": [str(scales)], "lora_paths": [str(adapter)]}
+        return rank_identity(storage(), {**asked, "files": files})
+
+    scales, adapter = tmp_path / "scales", tmp_path / "adapter"
+    adapter.mkdir()
+    scales.write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"adapter")
+    first = identity()
+    scales, adapter = (path.rename(path.with_suffix(".moved")) for path in (scales, adapter))
+    assert identity() == first != rank_identity(storage(), asked)
+    scales.write_text('{"0": 1}')
+    second = identity()
+    assert second != first
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained")
+    assert identity() not in (first, second)
+    assert not caplog.records
+    scales.unlink()
+    assert identity()["files"]["quantization_param_path"] == ["unknown one"]
+    assert "cannot tell what" in caplog.text
+
+
+def test_weights_out_of_another_server_are_known_to_one_start_alone(asked):
+    remote = {**asked, "arguments": {"load_format": "remote_instance"}}
+    assert rank_identity(storage(), remote) == rank_identity(storage(), remote)
+    assert rank_identity(storage(), {**remote, "session": "two"}) != rank_identity(
+        storage(), remote
+    )
+
+
 def test_weights_that_cannot_be_seen_are_known_to_one_start_alone(asked, caplog):
     elsewhere = {**asked, "model": "s3://bucket/model"}
     with caplog.at_level(logging.WARNING):
         first, second = (rank_identity(storage(), elsewhere) for _ in range(2))
     assert first == second
-    assert "cannot tell what the weights of s3://bucket/model are" in caplog.text
+    assert "cannot tell what s3://bucket/model holds" in caplog.text
     assert rank_identity(storage(), {**elsewhere, "session": "two"}) != first
     assert rank_identity(storage(), {**asked, "session": "two"}) == rank_identity(storage(), asked)
 

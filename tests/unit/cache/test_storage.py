@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,14 +17,16 @@ from sglang.srt.mem_cache.hicache_storage import (
     PoolName,
     PoolTransfer,
 )
+from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController
 from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
+from sglang.srt.mem_cache.unified_cache.storage_attachment import StorageAttachment
 from sglang.srt.observability.metrics_collector import StorageMetrics
 from support.host_pools import CopyOnlyPool, contents, mha_pool, tokens
 
 from sglang_ext.cache import hooks, storage
 from sglang_ext.cache.opening import open_store
 from sglang_ext.cache.placement import Ranks
-from sglang_ext.errors import ConfigError, StoreInUseError
+from sglang_ext.errors import ConfigError, StoreError, StoreInUseError
 
 SIZE_BYTES = 20_000_000
 ROOT = HiCacheStorageExtraInfo(prefix_keys=[])
@@ -49,7 +52,7 @@ def model(tmp_path):
 @pytest.fixture
 def make(tmp_path, model, monkeypatch):
     """Makes storages on one folder, as SGLang does; all are closed at the end."""
-    monkeypatch.setattr(hooks, "_opening", list)
+    monkeypatch.setattr(hooks, "_opening", lambda part: [])
     monkeypatch.setattr(storage, "open_store", partial(open_store, wait_s=0.3))
     made = []
 
@@ -320,6 +323,33 @@ def test_nothing_goes_wrong_after_the_end(make):
     one.clear()
 
 
+def test_a_tier_that_is_off_is_cleared(make):
+    one, keys = make(pool=mha_pool(seed=1)), chain(2)
+    one.batch_set_v1(keys, tokens(0, 1), ROOT)
+    one.weights_change()
+    one.clear()
+    one.weights_changed(flushed=True)
+    assert one.describe()["pages"] == 0
+
+
+def test_sglang_is_told_that_clearing_failed(make, monkeypatch):
+    one = make(pool=mha_pool(seed=1))
+    controller = SimpleNamespace(enable_storage=True, storage_backend=one)
+    controller.clear_storage_backend = partial(
+        HybridCacheController.clear_storage_backend, controller
+    )
+    attachment = StorageAttachment.__new__(StorageAttachment)
+    attachment._cache = SimpleNamespace(cache_controller=controller)
+    assert attachment.clear()
+
+    def hangs():
+        raise StoreError("the disk hangs")
+
+    monkeypatch.setattr(one._store, "clear", hangs)
+    assert not attachment.clear()
+    assert one.describe()["faults"] == {"clear: StoreError": 1}
+
+
 def test_faults_are_misses_and_one_line(make, caplog, monkeypatch):
     one, keys = make(pool=mha_pool(seed=1)), chain(2)
     one.batch_set_v1(keys, tokens(0, 1), ROOT)
@@ -379,7 +409,7 @@ def test_attached_without_its_settings(make):
 
 
 def test_without_its_hooks_it_stays_off(make, monkeypatch, caplog):
-    monkeypatch.setattr(hooks, "_opening", lambda: ["some.hook"])
+    monkeypatch.setattr(hooks, "_opening", lambda part: ["some.hook"])
     with caplog.at_level(logging.ERROR):
         one = make(pool=mha_pool(seed=1))
     assert one.batch_set_v1(chain(1), tokens(0), ROOT) == [False]

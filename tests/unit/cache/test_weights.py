@@ -52,11 +52,18 @@ def test_a_hub_snapshot_of_links_is_the_same(model, tmp_path):
 def test_what_is_not_about_weights_does_not_matter(model):
     before = weights_fingerprint(model)
     (model / "tokenizer.json").write_text('{"other": true}')
+    (model / "generation_config.json").write_text('{"temperature": 0}')
     (model / "README.md").write_text("hello")
     assert weights_fingerprint(model) == before
 
 
-@pytest.mark.parametrize("name", ["config.json", "hf_quant_config.json", "modeling_custom.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "params.json", "hf_quant_config.json", "quant_model_description.json"),
+        *("sparse_attention_config.json", "adapter_config.json", "modeling_custom.py"),
+    ],
+)
 def test_configuration_and_model_code_do(model, name):
     before = weights_fingerprint(model)
     (model / name).write_text('{"hidden_size": 16}')
@@ -102,6 +109,17 @@ def test_a_single_file_is_a_model(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(5000))
     assert len(weights_fingerprint(path)) == 64
+
+
+def test_configuration_beside_a_single_file_matters(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + bytes(5000))
+    before = weights_fingerprint(path)
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert weights_fingerprint(path) == before
+    (tmp_path / "config.json").write_text("{}")
+    assert weights_fingerprint(path) != before
 
 
 def test_no_weights(tmp_path):

@@ -2,7 +2,9 @@
 
 import struct
 
-from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+import pytest
+
+from sglang_ext.cache.store.admission import SeenTwice, TouchBudget, WriteHours
 
 HOUR = 3600
 
@@ -90,3 +92,23 @@ def test_the_filter_is_bounded_and_forgets_the_oldest():
     assert len(seen._young) + len(seen._old) <= 20
     assert not seen.passes(keys[0])
     assert seen.passes(keys[29])
+
+
+def test_touches_alone_fill_a_journal_in_no_less_than_an_hour():
+    now = [1000.0]
+    budget = TouchBudget(lambda: now[0])
+    assert budget.take(10**6, 4000) == 1000
+    assert budget.take(10**6, 4000) == 0
+    taken = 0
+    for _ in range(3600):
+        now[0] += 1
+        taken += budget.take(1024, 4000)
+    assert taken == pytest.approx(4000, abs=1)
+
+
+def test_touches_that_are_not_written_are_saved_up_to_a_quarter_of_a_journal():
+    now = [0.0]
+    budget = TouchBudget(lambda: now[0])
+    assert budget.take(3, 400) == 3
+    now[0] += 10**6
+    assert budget.take(10**6, 400) == 100

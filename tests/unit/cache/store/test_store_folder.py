@@ -5,6 +5,7 @@ import os
 import stat
 
 import pytest
+from support.store_crash import crash
 from support.store_pages import chain, options, read, write
 
 from sglang_ext.cache.store import PageStore, verify_store
@@ -108,6 +109,35 @@ def test_symbolic_links_are_not_followed(folder, name, tmp_path):
     content = away.read_bytes() if away.is_file() else own_names(away)
     refused(folder, StoreFolderError)
     assert content == (away.read_bytes() if away.is_file() else own_names(away))
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """The journal of a store that was killed."""
+    store = PageStore(tmp_path / "killed", options())
+    assert all(write(store, KEYS))
+    store.flush()
+    crash(store)
+    return tmp_path / "killed/journal-1.log"
+
+
+def test_a_journal_that_is_a_link_is_refused(journal, tmp_path):
+    away = tmp_path / "away"
+    journal.rename(away)
+    journal.symlink_to(away)
+    content = away.read_bytes()
+    refused(journal.parent, StoreFolderError, "link", journal)
+    assert journal.is_symlink()
+    assert away.read_bytes() == content
+
+
+def test_a_journal_open_to_others_is_refused(journal):
+    journal.chmod(0o644)
+    refused(journal.parent, StoreFolderError, "0644", f"chmod 600 {journal}")
+    journal.chmod(0o600)
+    with PageStore(journal.parent, options()) as store:
+        assert store.stats().recovery == "journal"
+        assert all(read(store, KEYS))
 
 
 def test_the_folder_itself_may_not_be_a_link(folder, tmp_path):

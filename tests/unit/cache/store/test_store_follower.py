@@ -1,5 +1,7 @@
 """A view beside a writer: it finds what the writer wrote, and never a wrong byte."""
 
+import time
+
 import pytest
 from support.store_pages import chain, options, read, write
 
@@ -14,6 +16,7 @@ KEYS = chain("a", 20)
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     monkeypatch.setattr(follower_module, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(follower_module, "_WAIT_S", 20.0)  # however busy the machine is
 
 
 @pytest.fixture
@@ -98,16 +101,33 @@ def test_it_follows_through_journals_checkpoints_and_evictions(folder):
             read(view, keys)
 
 
-def test_it_catches_up_after_it_was_too_slow(folder):
+def test_it_catches_up_after_it_was_too_slow(folder, monkeypatch):
     small = options(MIB, sync_interval_s=0.01)
-    with PageStore(folder, small) as writer, PageStore.follow(folder, small) as view:
+    # The view does not look by itself in between.
+    with PageStore(folder, small) as writer, PageStore.follow(folder, options(MIB)) as view:
         write(writer, KEYS)
         assert view.prefix(KEYS) == 20
+        detached, detach = [], view._follower._detach
+        monkeypatch.setattr(view._follower, "_detach", lambda: detached.append(detach()))
         for number in range(200):
             write(writer, chain(number, 8))
         keys = chain(199, 8)
         assert any(view.prefix(keys) == 8 for _ in range(5))
         assert all(read(view, keys))
+        assert detached
+
+
+def test_it_keeps_up_while_nobody_asks(folder):
+    with (
+        PageStore(folder, options()) as writer,
+        PageStore.follow(folder, options(sync_interval_s=0.02)) as view,
+    ):
+        assert view.prefix(KEYS) == 0
+        write(writer, KEYS)
+        deadline = time.monotonic() + 20
+        while view.stats().pages < 20 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert view.stats().pages == 20
 
 
 def test_it_survives_a_clear_and_another_slot_size(folder):
@@ -130,3 +150,27 @@ def test_it_survives_a_restart_of_the_writer(folder):
             write(writer, KEYS[5:], parent=KEYS[4])
             assert any(view.prefix(KEYS) == 20 for _ in range(5))
             assert all(read(view, KEYS))
+
+
+def test_a_page_that_is_being_read_when_the_view_starts_anew(folder):
+    with PageStore(folder, options()) as writer, PageStore.follow(folder, options()) as view:
+        write(writer, KEYS)
+        assert view.prefix(KEYS) == 20
+        pages = view._catalog.find(KEYS, range(20))
+        view._follower._detach()
+        assert view._catalog.release(pages, [(pages[-1], "key")]) == [pages[0].segment]
+        view._disk.close(pages[0].segment.file)
+        assert view.stats().dropped == {}
+        assert all(read(view, KEYS))
+
+
+def test_a_slot_that_is_larger_than_the_staging_memory_is_a_miss(folder):
+    small = {"staging_bytes": MIB, "read_ahead_bytes": 65536, "operation_bytes": 65536}
+    with (
+        PageStore(folder, options(16 * MIB)) as writer,
+        PageStore.follow(folder, options(16 * MIB, **small)) as view,
+    ):
+        assert all(write(writer, KEYS[:1], 3 * MIB // 2))
+        assert read(view, KEYS[:1], 3 * MIB // 2) == [False]
+        assert view.stats().errors == {}
+        assert view.prefix(KEYS) == 1

@@ -3,6 +3,8 @@
 import errno
 import logging
 
+import pytest
+
 from sglang_ext.cache.store.health import Health
 
 
@@ -21,6 +23,13 @@ def sick(times=1):
     return health, clock
 
 
+def test_what_was_counted_is_a_copy():
+    health, _ = sick(2)
+    counted = health.counted()
+    health.failed(None)
+    assert counted == {"EIO": 2}
+
+
 def test_all_is_allowed_while_all_is_well():
     health = Health("reading")
     assert all(health.allows() for _ in range(10))
@@ -35,18 +44,53 @@ def test_after_a_fault_nothing_then_one():
     assert not health.allows(), "the next waits for what the first finds"
 
 
-def test_the_pause_doubles_up_to_a_bound():
+def pause(health, clock):
+    """How long nothing is asked from now on."""
+    before = clock.now
+    while not health.allows():
+        clock.now += 0.25
+    return clock.now - before
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "bad"), None])
+@pytest.mark.parametrize("takes_s", [0.0, 0.25, 10.0])
+def test_the_pause_doubles_up_to_a_bound(fault, takes_s):
     health, clock = sick()
     pauses = []
-    for _ in range(10):
-        before = clock.now
-        while not health.allows():
-            clock.now += 0.25
-        pauses.append(clock.now - before)
+    for _ in range(9):
+        pauses.append(pause(health, clock))
+        clock.now += takes_s
+        health.failed(fault)
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_what_was_begun_before_does_not_prolong_the_pause():
+    health, clock = sick(20)
+    assert pause(health, clock) == 0.5
+    for _ in range(20):  # of one call, all at once
+        health.failed(OSError(errno.EIO, "bad"))
+    assert pause(health, clock) == 1
+
+
+def test_after_an_outage_the_pause_is_short_again():
+    health, clock = sick()
+    for _ in range(5):
+        pause(health, clock)
         health.failed(None)
-    assert pauses[0] <= 0.75
-    assert pauses == sorted(pauses)
-    assert pauses[-1] <= 31
+    pause(health, clock)
+    health.succeeded()
+    health.failed(None)
+    assert pause(health, clock) == 0.5
+
+
+def test_an_outage_is_more_than_one_fault():
+    health, clock = sick(20)
+    assert not health.succeeded()
+    health.failed(None)
+    pause(health, clock)
+    health.failed(None)
+    assert health.succeeded()
+    assert not health.succeeded()
 
 
 def test_it_comes_back():

@@ -79,13 +79,66 @@ def test_pinned_rows_stay_and_can_go_later():
     assert numbers(index.evict(0, 2)) == [0]
 
 
-def test_only_the_asked_kind_goes():
+def test_chains_without_the_asked_kind_stay():
     index = Index()
     grow(index, 0, time_us=1, kind=1)
     grow(index, 1, time_us=2, kind=0)
     assert numbers(index.evict(0, 9)) == [1]
     assert index.next_to_go(0) is None
     assert index.next_to_go(1) == 1
+
+
+def alternating(index, name, pages, time_us):
+    """A chain of pages of kinds 0, 1, 0, 1, …"""
+    start = 100 * name
+    for number in range(start, start + pages):
+        grow(index, number, number - 1 if number != start else None, time_us, number % 2)
+
+
+def test_leaves_of_another_kind_go_where_they_end_a_chain_with_the_asked_one():
+    index = Index()
+    for name in (1, 2, 3):
+        alternating(index, name, 4, time_us=name)
+    assert numbers(index.evict(0, 1)) == [103, 102]
+    assert numbers(index.evict(1, 1)) == [101]
+    assert numbers(index.evict(0, 2)) == [100, 203, 202]
+    index.check_integrity()
+    assert numbers(index.evict(0, 99)) == [201, 200, 303, 302, 301, 300]
+
+
+def test_a_pinned_leaf_of_another_kind_keeps_what_is_above_it():
+    index = Index()
+    alternating(index, 1, 2, time_us=1)
+    alternating(index, 2, 2, time_us=2)
+    index.pin(index.rows[key(101)])
+    assert numbers(index.evict(0, 2)) == [201, 200]
+    index.unpin(index.rows[key(101)])
+    assert numbers(index.evict(0, 2)) == [101, 100]
+
+
+def test_rows_of_one_kind_that_were_queued_are_evicted_as_another():
+    index = Index()
+    for name in range(50):
+        for number in range(20 * name, 20 * name + 20):
+            grow(index, number, number - 1 if number % 20 else None, number)
+    index.evict(0, 0)  # every leaf has its entry
+    for row in [row for row in index.rows.values() if not index.depth[row]]:
+        index.remove_tree(row)
+    for number in range(1000, 2000):
+        grow(index, number, number - 1 if number % 20 else None, number, kind=1)
+    index.check_integrity()
+    assert len(index.evict(1, 9999)) == 1000
+    index.check_integrity()
+
+
+def test_more_kinds_than_heaps_are_told_apart():
+    index = Index()
+    for number in range(40):
+        grow(index, number, time_us=number, kind=number)
+    index.check_integrity()
+    for number in range(40):
+        assert number in numbers(index.evict(number, 1)) or key(number) not in index.rows
+    assert len(index) < 16
 
 
 def test_a_queued_leaf_that_got_a_child_stays():
@@ -130,11 +183,11 @@ def test_random_trees_keep_their_invariants():
         if what < 0.6 or not alive:
             parent = chance.choice([None, *alive]) if alive else None
             parents[number] = parent
-            grow(index, number, parent, number)
+            grow(index, number, parent, number, chance.randrange(3))
         elif what < 0.8:
             index.touch(index.rows[key(chance.choice(alive))], number)
         elif what < 0.9:
-            index.evict(0, chance.randrange(1, 6))
+            index.evict(chance.randrange(3), chance.randrange(1, 6))
         else:
             index.remove_tree(index.rows[key(chance.choice(alive))])
         if number % 50 == 0:
@@ -154,6 +207,9 @@ def test_random_trees_keep_their_invariants():
         lambda index: index.rows.pop(key(2)),
         lambda index: index.keys.__setitem__(3, 99),
         lambda index: setattr(index, "payload_total_bytes", 1),
+        lambda index: index.reach.__setitem__(2, 2),
+        lambda index: index._heaps.clear(),
+        lambda index: index._queued.__setitem__(2, 0),
     ],
 )
 def test_check_integrity_notices(damage):
@@ -161,6 +217,7 @@ def test_check_integrity_notices(damage):
     grow(index, 0)
     grow(index, 1, 0)
     grow(index, 2, 1)
+    index.next_to_go(0)  # everything is queued
     index.check_integrity()
     damage(index)
     with pytest.raises(StoreError):

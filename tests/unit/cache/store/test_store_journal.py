@@ -1,6 +1,7 @@
 """The journal: records in order, files of a fixed size, at most two of them."""
 
 import errno
+import os
 
 import pytest
 from support.store_disks import FaultyDisk
@@ -34,7 +35,7 @@ def full():
 
 @pytest.fixture
 def journal(folder, full):
-    journal = Journal(folder, SIZE, lambda: full.append(1))
+    journal = Journal(folder, lambda: SIZE, lambda: full.append(1))
     journal.begin(1)
     yield journal
     journal.close()
@@ -102,9 +103,56 @@ def test_a_journal_whose_sync_failed_is_not_relied_on(folder, journal, disk, ful
     assert journal.lost
     assert full
     disk.fault = lambda *what: 0
-    journal.renew()
+    losses = [journal.renew() for _ in range(3)][-1]
+    assert journal.generation == 2, "one new file is enough until there is a checkpoint"
+    journal.sync()
+    assert journal.lost, "no sync makes durable what another one lost"
+    journal.forget_before(2, losses)
     assert not journal.lost
-    assert journal.generation == 2
+
+
+def test_a_loss_after_the_checkpoint_was_begun_is_not_covered_by_it(journal):
+    journal.lose()
+    losses = journal.renew()
+    journal.lose()
+    journal.forget_before(2, losses)
+    assert journal.lost
+
+
+def test_no_third_file_is_made_for_what_was_lost(folder, journal):
+    for number in range(10):
+        journal.add(drop(number))
+    journal.write()
+    assert folder.journals() == [1, 2]
+    journal.lose()
+    losses = journal.renew()
+    assert folder.journals() == [1, 2]
+    journal.forget_before(2, losses)
+    assert not journal.lost
+    assert folder.journals() == [2]
+
+
+def test_records_are_not_replayed_without_those_that_were_not_taken(folder, journal, monkeypatch):
+    monkeypatch.setattr("sglang_ext.cache.store.journal._MOST_PENDING", 3)
+    for number in range(5):
+        journal.add(drop(number))
+    with pytest.raises(JournalFullError, match="missing"):
+        journal.write()
+    losses = journal.renew()
+    journal.add(drop(5))
+    with pytest.raises(JournalFullError, match="missing"):
+        journal.write()
+    journal.forget_before(2, losses)
+    journal.write()
+    assert written(folder, 2) == [drop(5)]
+
+
+def test_a_reader_that_cannot_read_leaves_nothing_open(folder, journal, disk):
+    before = set(os.listdir("/proc/self/fd"))
+    disk.fault = lambda operation, path, offset: errno.EIO if operation == "read" else 0
+    with pytest.raises(OSError, match="Input/output"):
+        JournalReader(folder, 1)
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_memory_is_bounded_while_the_disk_takes_nothing(journal, monkeypatch, full):

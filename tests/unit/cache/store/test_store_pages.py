@@ -23,6 +23,7 @@ from support.store_pages import (
 )
 
 from sglang_ext.cache.store import Page, PageStore
+from sglang_ext.cache.store import reader as reader_module
 from sglang_ext.cache.store import transfer as transfer_module
 from sglang_ext.cache.store.options import MIB
 from sglang_ext.errors import ConfigError, StoreError
@@ -94,6 +95,12 @@ def test_the_prefix_ends_at_the_first_page_that_is_missing(store):
     assert store.prefix([]) == 0
 
 
+def test_what_is_resident_may_be_asked_for_pages_of_any_chain(store):
+    write(store, KEYS[:5])
+    assert store.resident([KEYS[4], key_of("no"), KEYS[0]]) == [True, False, True]
+    assert store.resident([]) == []
+
+
 def test_reading_goes_on_after_a_miss(store):
     write(store, KEYS[:5])
     keys = [KEYS[0], key_of("no"), KEYS[1]]
@@ -152,6 +159,7 @@ def test_another_namespace_is_a_miss_when_read_ahead(store, read_ahead):
     "call",
     [
         lambda store: store.prefix([b"short"]),
+        lambda store: store.resident([b"short"]),
         lambda store: store.touch(b""),
         lambda store: store.read(b"short", [], []),
         lambda store: store.read(NAMESPACE, KEYS[:2], [[bytearray(8000)]]),
@@ -191,6 +199,7 @@ def test_a_closed_store_answers_with_misses(tmp_path):
     store.close()
     store.close()
     assert store.prefix(KEYS) == 0
+    assert not any(store.resident(KEYS))
     assert not any(read(store, KEYS))
     assert not any(write(store, KEYS))
     store.touch(KEYS[0])
@@ -276,6 +285,21 @@ def test_what_was_used_stays(tmp_path, use):
             write(store, chain(number, 5))
         assert store.prefix(chain("used", 10)) == 10
         assert store.prefix(chain("unused", 10)) == 0
+
+
+def test_using_pages_alone_asks_for_no_checkpoint_after_another(tmp_path):
+    with PageStore(tmp_path / "s", options(MIB)) as store:
+        keys = [chain(number, 1)[0] for number in range(60)]
+        for key in keys:
+            assert write(store, [key]) == [True]
+        store._keeper._checkpoint_now()
+        before = store.stats().checkpoints
+        for _ in range(20):
+            for key in keys:
+                store.touch(key)
+            store.flush()
+            store._keeper._checkpoint_now()
+        assert store.stats().checkpoints <= before + 1
 
 
 def test_a_batch_larger_than_the_store_keeps_its_beginning(tmp_path):
@@ -409,6 +433,54 @@ def test_a_bad_spot_costs_its_pages_and_heals(faulty, disk):
     faulty.check_integrity()
 
 
+def outage(store, disk, keys):
+    """The disk is away for one read and comes back."""
+    disk.fault = fail_all(errno.EIO, "read")
+    assert not any(read(store, keys))
+    disk.fault = lambda *what: 0
+    store._reader.health._until = 0.0  # the pause is over
+
+
+def test_a_page_that_was_read_well_in_between_survives_outages(faulty, disk):
+    write(faulty, KEYS)
+    for _ in range(5):
+        outage(faulty, disk, KEYS[:1])
+        assert all(read(faulty, KEYS))
+    assert faulty.stats().pages == 20
+    assert faulty.stats().dropped == {}
+
+
+def test_what_failed_in_an_outage_is_no_bad_spot(faulty, disk):
+    write(faulty, KEYS)
+    for _ in range(3):
+        outage(faulty, disk, KEYS[:1])
+        outage(faulty, disk, KEYS[5:6])  # still away
+        assert all(read(faulty, KEYS[10:11]))
+    assert faulty.stats().dropped == {}
+
+
+def test_another_page_in_the_place_of_a_suspect_is_none(faulty, disk):
+    write(faulty, KEYS[:1])
+    outage(faulty, disk, KEYS[:1])
+    faulty.drop(KEYS[0])
+    other = chain("b", 2)
+    write(faulty, other)
+    assert read(faulty, other[1:]) == [True]
+    outage(faulty, disk, other[:1])
+    assert faulty.prefix(other) == 2
+
+
+def test_a_bad_spot_is_found_after_any_number_of_others(faulty, disk, monkeypatch):
+    monkeypatch.setattr(reader_module, "_MOST_SUSPECTS", 3)
+    write(faulty, KEYS)
+    for key in KEYS[:10]:
+        outage(faulty, disk, [key])
+        assert read(faulty, KEYS[15:16]) == [True]
+    outage(faulty, disk, KEYS[9:10])
+    assert faulty.prefix(KEYS) == 9
+    assert len(faulty._reader._suspects) <= 3
+
+
 def test_children_of_a_page_that_was_not_written_are_not_resident(faulty, disk):
     size = 600_000  # a segment each
     disk.fault = lambda operation, path, offset: (
@@ -473,17 +545,6 @@ def test_a_write_that_hangs_never_stores_what_the_caller_changed_since(faulty, d
     for key in many:
         read(faulty, [key], 500_000)  # a hit with other bytes would fail
     faulty.check_integrity()
-
-
-def test_closing_with_a_disk_that_hangs_returns(tmp_path, disk):
-    store = PageStore(tmp_path / "s", options(stall_s=0.3), disk=disk)
-    write(store, KEYS)
-    disk.hang()
-    read(store, KEYS)
-    begin = time.monotonic()
-    store.close()
-    assert time.monotonic() - begin < 5
-    disk.resume()
 
 
 def test_an_unforeseen_failure_of_verification_is_a_miss(store, monkeypatch):
@@ -584,6 +645,53 @@ def test_no_page_is_read_ahead_twice(tmp_path):
             assert all(read(store, keys[start : start + 4], size))
         time.sleep(0.1)
         assert store.stats().read_bytes - before == 100 * (size + 4096)
+
+
+class Busy:
+    """Keeps a worker until ``free`` is set."""
+
+    def __init__(self, free):
+        self.run = free.wait
+
+
+def test_two_readers_of_one_run_that_no_worker_has_begun_with(tmp_path, monkeypatch):
+    """The second took its page when the first took the run back from the queue."""
+    with PageStore(tmp_path / "s", options(stall_s=60.0)) as store:
+        write(store, KEYS)
+        free, both, cancel = threading.Event(), threading.Barrier(2), store._engine.cancel_ahead
+
+        def cancel_together(run):
+            both.wait(10)
+            try:
+                return cancel(run)
+            finally:
+                free.set()
+
+        monkeypatch.setattr(store._engine, "cancel_ahead", cancel_together)
+        store._engine.submit([Busy(free) for _ in range(4)], "read")
+        store.prefix(KEYS, read_ahead=True)
+        results = {}
+
+        def work(number):
+            results[number] = read(store, [KEYS[number]])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert results == {0: [True], 1: [True]}
+        assert store._reader.ahead._held_bytes == 0
+
+
+def test_a_page_that_is_announced_twice_is_read_once(store):
+    write(store, KEYS[:3])
+    store.prefix([*KEYS[:3], *KEYS[:3]], read_ahead=True)
+    assert all(read(store, KEYS[:3]))
+    store._reader.ahead.forget()
+    store._engine.call(lambda: None, "write", time.monotonic() + 10)  # behind the read-ahead
+    assert store._reader.ahead._held_bytes == 0
+    assert store._staging.free_bytes() == store._staging.size_bytes
 
 
 def test_a_page_that_is_larger_than_the_room_is_not_read_ahead(tmp_path):

@@ -1,11 +1,13 @@
 """Opening: from a checkpoint, from a journal, from the pages; never a wrong byte."""
 
+import errno
 import random
 import shutil
 
 import numpy as np
 import pytest
 from support.store_crash import crash
+from support.store_disks import FaultyDisk
 from support.store_pages import chain, key_of, options, read, write
 
 from sglang_ext.cache.store import PageStore, verify_store
@@ -14,6 +16,7 @@ from sglang_ext.cache.store.checkpoint import Columns, load_index
 from sglang_ext.cache.store.index import NO_ROW, Index
 from sglang_ext.cache.store.options import MIB
 from sglang_ext.cache.store.segments import Segment, Segments, Space, place
+from sglang_ext.errors import StoreError
 
 KEYS = chain("a", 40)
 
@@ -262,21 +265,113 @@ def test_a_segment_of_another_store_is_noticed(tmp_path, closed):
         write(store, chain("x", 40))
     shutil.copy2(tmp_path / "other/segments/000001.seg", closed / "segments/000001.seg")
     assert any("another store" in finding.what for finding in verify_store(closed))
+    before = contents(closed)
+    with pytest.raises(StoreError, match=r"000001\.seg belongs to another page store"):
+        PageStore(closed, options())
+    assert contents(closed) == before, "it is not ours to remove"
+    (closed / "segments/000001.seg").unlink()
     with PageStore(closed, options()) as store:
         assert not any(read(store, KEYS)[:5])
         assert store.prefix(chain("x", 1)) == 0
 
 
-def test_a_checkpoint_and_a_journal_of_another_store_are_not_believed(tmp_path, closed, crashed):
-    assert closed == crashed or closed.name == crashed.name
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+def test_a_checkpoint_of_another_store_is_not_believed(tmp_path, closed):
     other = tmp_path / "other"
     with PageStore(other, options()) as store:
         write(store, chain("x", 40))
     shutil.copy2(next(other.glob("index-*.ckpt")), closed / "index-1.ckpt")
-    with PageStore(closed, options()) as store:
-        assert store.stats().recovery == "scan"
+    not_believed(closed)
+
+
+def test_a_journal_of_another_store_is_not_believed(tmp_path, crashed):
+    other = tmp_path / "other"
+    store = PageStore(other, options())
+    write(store, chain("x", 40))
+    crash(store)
+    shutil.copy2(other / "journal-1.log", crashed / "journal-1.log")
+    not_believed(crashed)
+
+
+def not_believed(folder):
+    with reopened(folder, "scan") as store:
         assert store.prefix(chain("x", 1)) == 0
         assert all(read(store, KEYS))
+
+
+@pytest.mark.parametrize("operation", ["open", "read"])
+@pytest.mark.parametrize("name", ["000001.seg", "000002.seg"])
+def test_a_segment_that_cannot_be_read_now_is_not_lost(closed, operation, name):
+    disk = FaultyDisk()
+    disk.fault = lambda what, path, offset: (
+        errno.EIO if what == operation and path.name == name else 0
+    )
+    with pytest.raises(StoreError, match=name):
+        PageStore(closed, options(), disk=disk)
+    with reopened(closed, "clean") as store:
+        assert all(read(store, KEYS))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS])
+def test_a_disk_that_takes_nothing_while_the_store_is_opened_costs_nothing(crashed, code):
+    disk = FaultyDisk()
+    disk.fault = lambda operation, path, offset: (
+        code if operation in ("write", "sync") and path.suffix == ".partial" else 0
+    )
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot be opened"):
+            PageStore(crashed, options(), disk=disk)
+    with reopened(crashed, "journal") as store:
+        assert all(read(store, KEYS))
+
+
+def test_a_scan_does_without_a_bad_spot_and_not_without_most_of_the_disk(closed):
+    next(closed.glob("index-*.ckpt")).unlink()
+    disk = FaultyDisk()
+    first_slot = 4096
+    disk.fault = lambda operation, path, offset: (
+        errno.EIO if operation == "read" and path.suffix == ".seg" and offset >= first_slot else 0
+    )
+    with pytest.raises(StoreError, match="cannot be opened"):
+        PageStore(closed, options(), disk=disk)
+    disk.fault = lambda operation, path, offset: (
+        errno.EIO if (operation, path.name, offset) == ("read", "000002.seg", first_slot) else 0
+    )
+    with PageStore(closed, options(), disk=disk) as store:
+        assert store.stats().recovery == "scan"
+        assert 0 < store.stats().pages == store.prefix(KEYS) < 40
+    with PageStore(closed, options()) as store:
+        assert all(write(store, KEYS))
+
+
+@pytest.mark.parametrize("what", ["index-", "journal-"])
+def test_a_full_disk_after_a_kill_costs_one_segment(tmp_path, what):
+    folder = tmp_path / "store"
+    store = PageStore(folder, options())
+    chains = chain("first", 20), chain("second", 20), chain("third", 20)
+    assert all(all(write(store, keys)) for keys in chains)
+    crash(store)
+    segments = len(list(folder.glob("segments/*")))
+    assert segments >= 3
+    disk = FaultyDisk()
+
+    def full(operation, path, offset):
+        is_full = len(list(folder.glob("segments/*"))) == segments
+        return errno.ENOSPC if is_full and operation == "allocate" and what in path.name else 0
+
+    disk.fault = full
+    with PageStore(folder, options(), disk=disk) as store:
+        store.check_integrity()
+        disk.fault = lambda *what: 0
+        assert len(list(folder.glob("segments/*"))) == segments - 1
+        assert [store.prefix(keys) for keys in chains[1:]] == [20, 20]
+        assert all(read(store, chains[2]))
+        assert all(write(store, chains[0]))
+    with reopened(folder, "clean") as store:
+        assert all(all(read(store, keys)) for keys in chains)
 
 
 def test_pages_swapped_within_a_segment_are_misses(closed):
@@ -335,6 +430,11 @@ def random_index(rows, seed=1):
     return index, segments
 
 
+def parent_key(index, key):
+    parent = index.parent[index.rows[key]]
+    return None if parent == NO_ROW else index.key_of(parent)
+
+
 def test_a_loaded_index_is_the_saved_one():
     index, segments = random_index(1000)
     for row in (5, 250, 251, 999):
@@ -348,7 +448,7 @@ def test_a_loaded_index_is_the_saved_one():
     for key, row in index.rows.items():
         other = loaded.rows[key]
         assert loaded.location[other] == index.location[row]
-        assert loaded.parent_key(other) == index.parent_key(row)
+        assert parent_key(loaded, key) == parent_key(index, key)
         assert loaded.time_us[other] == index.time_us[row]
     order = [key for key, _ in loaded.evict(0, 2000)]
     assert set(order) == set(index.rows)
@@ -362,7 +462,7 @@ def test_loading_leaves_out_what_has_no_slot_any_more():
     loaded = load_index(rows, memoryview(body), segments)
     loaded.check_integrity()
     assert all(location >> 32 == 3 for location in loaded.location)
-    assert all(index.parent_key(index.rows[key]) in {None, *loaded.rows} for key in loaded.rows)
+    assert all(parent_key(index, key) in {None, *loaded.rows} for key in loaded.rows)
 
 
 @pytest.mark.parametrize("column", range(6))

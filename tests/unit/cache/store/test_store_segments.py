@@ -2,7 +2,7 @@
 
 import pytest
 
-from sglang_ext.cache.store.format import BLOCK_BYTES
+from sglang_ext.cache.store.format import BLOCK_BYTES, RECORD_BYTES
 from sglang_ext.cache.store.options import MIB
 from sglang_ext.cache.store.segments import Segment, Segments, Space, locate, place
 from sglang_ext.errors import StoreError
@@ -86,6 +86,29 @@ def test_segments_and_what_is_reserved_stay_within_the_capacity(capacity, slot):
         charged + space.charge_bytes(1, BLOCK_BYTES + slot) + space.reserved_bytes(count + 1)
         > capacity
     )
+
+
+@pytest.mark.parametrize("slots", [300_000, 1_000_000, 4_000_000])
+def test_a_page_costs_as_much_checkpoint_in_a_large_store_as_in_a_small_one(slots):
+    space = Space(slots * SLOT * 2)
+    records = space.journal_bytes(slots) // RECORD_BYTES
+    assert 0.9 * slots <= 4 * records <= 1.1 * slots + 4 * 65536
+
+
+def test_journals_of_small_stores_are_small_and_of_large_ones_bounded():
+    assert Space(MIB).journal_bytes(100) == 16384
+    assert Space(256 * MIB).journal_bytes(4000) == MIB
+    assert Space(10**13).journal_bytes(0) == 65536 * RECORD_BYTES
+    assert Space(10**13).journal_bytes(10**8) == 2**20 * RECORD_BYTES
+
+
+def test_a_journal_that_was_made_long_stays_charged():
+    space = Space(10**12)
+    before = space.reserved_bytes(1000)
+    long = space.allot_journal(10**6)
+    assert space.reserved_bytes(1000) - before == 2 * (long - space.journal_bytes(1000)) > 0
+    space.allot_journal(1000)
+    assert space.reserved_bytes(1000) > before
 
 
 def test_check_integrity_notices_a_wrong_count():

@@ -7,7 +7,8 @@ from support.store_pages import NAMESPACE, OTHER_NAMESPACE, key_of, payload
 from sglang_ext.cache.store.format import NO_KEY, PageHeader
 from sglang_ext.cache.store.plan import Found
 from sglang_ext.cache.store.segments import Segment, place
-from sglang_ext.cache.store.transfer import mismatch, operation_bytes, runs
+from sglang_ext.cache.store.staging import Staging
+from sglang_ext.cache.store.transfer import ReadRun, mismatch, operation_bytes, runs
 
 SLOT = 12288
 SEGMENT = Segment(1, SLOT, 100, -1)
@@ -50,6 +51,22 @@ def test_operations_share_what_there_is_evenly():
     assert operation_bytes(pages, 2, 1 << 30) == 50 * SLOT
     assert operation_bytes(pages, 16, 1 << 30) == 512 * 1024
     assert operation_bytes(pages, 1, 1 << 20) == 1 << 20
+
+
+def test_whoever_waits_for_a_run_is_told_whatever_happens_to_it():
+    ended = []
+
+    class Run(ReadRun):
+        def is_cancelled(self):
+            return True
+
+        def ended(self):
+            ended.append(True)
+
+    run = Run(None, Staging(SLOT), found(1), lambda *what: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.run()
+    assert ended
 
 
 @pytest.fixture

@@ -1,0 +1,104 @@
+"""In the process that takes requests: what is known of each goes along, and advice is taken.
+
+Imports SGLang and FastAPI when called.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sglang_ext.cache.advice import Outbox, read_advice
+from sglang_ext.cache.carrier import ACTION, action, describe_request
+from sglang_ext.errors import AdviceError
+
+__all__ = ["PATHS", "add_routes", "carry_request"]
+
+logger = logging.getLogger(__name__)
+
+# Where advice is taken: beside the native endpoints, and beside the OpenAI-compatible ones.
+PATHS = ("/ext/session", "/v1/ext/session")
+_outbox = Outbox()
+
+
+def add_routes(replicas: int = 1) -> None:
+    """Put the endpoints on SGLang's application; its API key guards them like all others."""
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+    from sglang.srt.entrypoints.http_server import app
+
+    global _outbox
+    _outbox = Outbox(replicas)
+
+    async def advise(request: Request) -> JSONResponse:
+        try:
+            advice = read_advice(json.loads(await request.body()))
+        except (AdviceError, ValueError) as error:
+            return JSONResponse({"error": {"message": str(error)}}, status_code=400)
+        _outbox.put(*advice)
+        return JSONResponse({"accepted": advice[0]})
+
+    known = {getattr(route, "path", "") for route in app.routes}
+    for path in PATHS:
+        if path not in known:
+            app.add_api_route(path, advise, methods=["POST"])
+
+
+def carry_request(
+    original: Callable[..., Any], manager: Any, obj: Any, request: Any = None, **kwargs: Any
+) -> Any:
+    """AROUND ``TokenizerManager.generate_request``: what is known of a request goes with it."""
+    if hasattr(obj, "kv_hints"):
+        try:
+            obj.kv_hints = _with_ours(obj.kv_hints, request)
+        except Exception:  # no request is refused for what is learned of it
+            logger.debug("A request was not described", exc_info=True)
+    return original(manager, obj, request, **kwargs)
+
+
+def _with_ours(hints: Any, request: Any) -> Any:
+    """A client's hints with our action in them, and nothing else under its name."""
+    if isinstance(hints, list):
+        return [_with_ours(each, request) for each in hints]
+    envelope = _plain(hints)
+    if envelope is None:  # not of the right form: SGLang says so
+        return hints
+    kept = [act for act in envelope["actions"] if act.get("action_type") != ACTION]
+    named = next((_payload(act) for act in kept if "session_id" in _payload(act)), {})
+    told = describe_request(_body(request), _headers(request), named, time.time())
+    advice = _outbox.take()
+    if advice:
+        told["advice"] = advice
+    return {**envelope, "actions": [*kept, action(told)]}
+
+
+def _plain(hints: Any) -> dict[str, Any] | None:
+    if hints is None or hints == {}:
+        return {"protocol_version": "1", "message_id": ACTION, "actions": []}
+    if not isinstance(hints, Mapping):
+        import msgspec
+
+        hints = msgspec.to_builtins(hints)
+    actions = hints.get("actions", [])
+    good = isinstance(actions, list) and all(isinstance(act, Mapping) for act in actions)
+    return {**hints, "actions": actions} if good else None
+
+
+def _payload(act: Mapping[str, Any]) -> Mapping[str, Any]:
+    payload = act.get("payload")
+    return payload if isinstance(payload, Mapping) else {}
+
+
+def _headers(request: Any) -> Mapping[str, str]:
+    return getattr(request, "headers", None) or {}
+
+
+def _body(request: Any) -> Mapping[str, Any]:
+    """The body of a request to an OpenAI-compatible endpoint; FastAPI has read it by now."""
+    path = getattr(getattr(request, "url", None), "path", "")
+    raw = getattr(request, "_body", None)
+    if not path.startswith("/v1/") or not raw:
+        return {}
+    body = json.loads(raw)
+    return body if isinstance(body, Mapping) else {}

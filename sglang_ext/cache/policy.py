@@ -1,0 +1,404 @@
+"""The worth of a node in a tier, from what is known at that moment.
+
+A node is judged by the last request that passed it, its *turn*. While the request runs the server
+holds its nodes anyway. Once the answer is finished its conversation pauses, and a block of it is
+worth what the return curve says: the best ratio of hits to block-seconds that holding it from now
+on can have (`sglang_ext.cache.returns.hold_value`). That ratio needs neither the block's size nor
+the cache's capacity, and it orders all tiers alike: L1 keeps what returns soon, L2 what returns
+later, L3 the rest.
+
+A node whose conversation has moved on without it is a branch that was rewritten: it goes first,
+once anything was learned. A cold policy equals LRU.
+
+Advice of clients (`announce`, `end`) is a feature like any other: it is believed as far as it came
+true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.order.Shares`
+keeps tenants apart.
+
+Pure: neither torch nor SGLang is imported, time is an argument: seconds that do not go back and
+survive a restart (wall-clock time).
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
+
+from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
+from sglang_ext.cache.guard import Guard
+from sglang_ext.cache.pins import Pins
+from sglang_ext.cache.returns import AGES, RING, ReturnModel, cold_value, hold_value
+from sglang_ext.cache.sessions import CONVERSATIONS, Arrival, Sessions
+from sglang_ext.cache.state import from_bytes, to_bytes
+from sglang_ext.errors import DamagedStateError, StateBoundsError
+
+__all__ = ["STALE", "Policy", "PolicyLimits"]
+
+# Worth of a branch that its conversation has left.
+STALE = -1.0
+_AGES: list[float] = AGES.tolist()
+_ENDS = [*_AGES[1:], _AGES[-1] * 1.5]
+_NEXT = [*_AGES, inf]
+# Worth by age of a policy that has learned nothing, and how long such a branch stays unasked where
+# a guard may change its mind.
+_COLD: list[float] = cold_value().tolist()
+_STALE_S = 60.0
+# Pauses between two looks at the average curve, by which nodes of several conversations are judged.
+_AVERAGE_EVERY = 256
+# Conversations that survive a restart. Default: 4096. Cost: 400 bytes of the state each.
+_KEPT = 4096
+# What is taken to be so until the pauses of this server say otherwise, as log-odds of a return.
+_PRIOR = {"superseded": -6.0, "superseded x parallel": 8.0, "ended": -3.0}
+
+
+@dataclass(frozen=True)
+class PolicyLimits:
+    """Bounds of the policy's state.
+
+    Args:
+        conversations: remembered. 1.5 KB each.
+        pauses: learned from. 160 bytes each.
+        pin_tokens: that one tenant can have pinned at once; 0 refuses pins.
+        pin_s: longest pin.
+    """
+
+    conversations: int = CONVERSATIONS
+    pauses: int = RING
+    pin_tokens: int = 0
+    pin_s: float = 3600.0
+
+
+class Policy:
+    """Learns how conversations return and says what holding their nodes is worth.
+
+    The server tells it of arrivals and of finished answers, and asks for the worth of leaves. All
+    calls come from one thread, none blocks; a finished answer costs about 0.3 ms of learning, a
+    question a microsecond.
+
+    Args:
+        limits: bounds of the state.
+        seed: of the model's first weights.
+        rank_running: also judge requests that are still running. The server need not: it holds
+            their nodes. A replay that cuts what runs does.
+    """
+
+    def __init__(
+        self, *, limits: PolicyLimits | None = None, seed: int = 0, rank_running: bool = False
+    ) -> None:
+        self.limits = limits or PolicyLimits()
+        self.sessions = Sessions(self.limits.conversations)
+        self.model = _model(self.limits, seed)
+        self.rank_running = rank_running
+        self._guards: list[Guard] = []
+        self._guarded: list[list[float]] = []  # states of guards, from before a restart
+        self._pins = Pins(self.limits.pin_tokens, self.limits.pin_s)
+        self._average = array("d")
+        self._average_at = -_AVERAGE_EVERY
+
+    def arrive(self, now: float, arrival: Arrival) -> tuple[Turn, list[Turn]]:
+        """A request arrived.
+
+        Returns:
+            Its turn, for the nodes of its path; and turns whose worth has changed, whose leaves, if
+            they are any, are to be ranked anew.
+        """
+        conversation, superseded = self.sessions.arrive(now, arrival)
+        before = conversation.turn
+        turn = conversation.turn = Turn(conversation, now)
+        changed = []
+        if before is not None:
+            self._close(before, now, back=True)
+            if before.pinned_until > now:
+                self._pins.move(before, turn)
+            changed.append(before)
+        changed += self._reopen(superseded, now)
+        for guard in self._guards:
+            guard.arrive(conversation)
+        if self.rank_running:
+            self._open(turn, now)
+        return turn, changed
+
+    def finish(self, turn: Turn, now: float, stop: Stop, output_tokens: int) -> None:
+        """The answer to ``turn`` is complete: its pause begins. Rank its leaf anew.
+
+        Args:
+            turn: as `arrive` gave it. Ignored where its conversation has moved on.
+            now: seconds.
+            stop: how the answer ended; `Stop.OTHER` where nobody knows.
+            output_tokens: length of the answer, -1 where nobody knows.
+        """
+        if turn.is_current:
+            turn.running_pause, turn.pause = turn.pause, -1
+            turn.conversation.finish(now, stop, output_tokens)
+            turn.begin = now
+            self._open(turn, now)
+            for guard in self._guards:
+                guard.finish(turn.conversation, now)
+        self.model.learn(now)
+
+    def guard(self, capacity_tokens: int) -> Guard:
+        """A comparison with recency, for a tier that is to be no worse than that.
+
+        Args:
+            capacity_tokens: that the tier and those above it hold.
+
+        Returns:
+            The guard, kept up to date from now on; for `worth`.
+        """
+        guard = Guard(capacity_tokens, self._conversation_worth)
+        for state in self._guarded:
+            guard.load(state)
+        self._guards.append(guard)
+        return guard
+
+    def worth(
+        self,
+        turn: Turn,
+        now: float,
+        *,
+        shared: bool = False,
+        recompute: float = 1.0,
+        guard: Guard | None = None,
+    ) -> tuple[float, float]:
+        """What holding a block is worth: hits per block and second, and until when that holds.
+
+        The least worth goes first; of equals the one that was passed longest ago.
+
+        Args:
+            turn: the last that passed the node.
+            now: seconds.
+            shared: others (`Conversation.owner`) have passed it too. Then it is worth no less than
+                a node of an average conversation, whatever is known of this one.
+            recompute: cost of computing this block over that of an average one. With 1 the hit rate
+                is what counts; with the real cost (it grows with depth) latency is.
+            guard: of the tier that asks. Where it does not trust what was learned, worth is that of
+                a cold policy: by age.
+        """
+        if turn.pinned_until > now:
+            return inf, turn.pinned_until
+        place = bisect_right(_AGES, now - turn.begin)
+        until = turn.begin + _NEXT[place]
+        if until <= now:  # the sum was rounded
+            place, until = place + 1, turn.begin + _NEXT[place + 1]
+        place = max(0, place - 1)
+        curve = turn.curve
+        if guard is not None and not guard.trusted and curve is not None:
+            return _COLD[place] * recompute, until
+        if turn.conversation.turn is not turn and (self.model.steps or curve is None):
+            if not shared:
+                return STALE, inf if guard is None else now + _STALE_S
+            curve = self._average_curve()
+        if curve is None:
+            return inf, inf
+        worth = self._at(curve, place, now - turn.begin)
+        if shared:
+            worth = max(worth, self._at(self._average_curve(), place, now - turn.begin))
+        return worth * recompute, until
+
+    def _at(self, curve: "array[float]", place: int, age: float) -> float:
+        """A curve between two ages.
+
+        A cold policy takes steps, which keep the order of ages exact though worths are asked for at
+        different times.
+        """
+        worth = curve[place]
+        if not self.model.steps or place + 1 >= len(curve):
+            return worth
+        part = (age - _AGES[place]) / (_AGES[place + 1] - _AGES[place])
+        return worth + (curve[place + 1] - worth) * min(1.0, max(0.0, part))
+
+    def chance(self, turn: Turn, now: float, within_s: float) -> float:
+        """Chance that the conversation of ``turn`` is back within ``within_s`` from ``now``.
+
+        A tier below is worth its write when this times the time saved by a hit there is more than
+        the time the write takes.
+        """
+        if not turn.is_current:
+            return 0.0
+        if turn.curve is None:
+            return 1.0
+        hazard = self.model.hazard(self.sessions.features(turn.conversation)).tolist()
+        begin, end = now - turn.begin, now - turn.begin + within_s
+        away = 1.0
+        for place in range(max(0, bisect_right(_AGES, begin) - 1), bisect_right(_AGES, end)):
+            low, high = max(begin, _AGES[place]), min(end, _ENDS[place])
+            if high > low:
+                away *= (1.0 - hazard[place]) ** ((high - low) / (_ENDS[place] - _AGES[place]))
+        return 1.0 - away
+
+    def announce(self, session: str, now: float, seconds: float) -> list[Turn]:
+        """Advice: ``session`` pauses and will be back in about ``seconds``.
+
+        Returns:
+            Turns whose worth has changed.
+        """
+        paused = []
+        for conversation in self.sessions.of_session(session):
+            if conversation.stop != Stop.RUNNING and not conversation.superseded:
+                conversation.announced_s = max(0.0, seconds)
+                paused.append(conversation)
+        return self._reopen(paused, now)
+
+    def end(self, session: str, now: float) -> list[Turn]:
+        """Advice: ``session`` will not be back.
+
+        Returns:
+            Turns whose worth has changed.
+        """
+        ended = [c for c in self.sessions.of_session(session) if not c.ended]
+        for conversation in ended:
+            conversation.ended = True
+        return self._reopen(ended, now)
+
+    def pin(self, session: str, now: float, seconds: float) -> list[Turn]:
+        """Hold the latest conversation of ``session``, at most for `PolicyLimits.pin_s`.
+
+        Returns:
+            Turns whose worth has changed; none where the tenant's budget is spent or nothing is
+            known of the session.
+        """
+        latest = max(
+            self.sessions.of_session(session), key=lambda c: (c.arrived_s, c.number), default=None
+        )
+        if latest is None or latest.turn is None:
+            return []
+        return [latest.turn] if self._pins.pin(latest.turn, now, seconds) else []
+
+    def turn_at(self, mark: int) -> Turn | None:
+        """The turn whose path ends with the block ``mark``, or nearly so.
+
+        After a restart the nodes that a lower tier still has find their turns by this.
+        """
+        conversation = self.sessions.head(mark)
+        return None if conversation is None else conversation.turn
+
+    def stranger(self, last_used_s: float) -> Turn:
+        """A turn for nodes of which only the time of the last use is known."""
+        conversation = Conversation(-1, None, False, 0)
+        turn = conversation.turn = Turn(conversation, last_used_s)
+        turn.curve = self._average_curve()
+        return turn
+
+    def inspect(self) -> dict[str, Any]:
+        """What has been learned, for metrics: counts, and for each way to stop its return curve."""
+        curves = {}
+        for stop in (Stop.TOOL, Stop.END, Stop.OTHER):
+            column = FEATURES.index(f"stop {stop.name.lower()}")
+            hazard = self.model.hazard(self.model.average(column))
+            curves[stop.name.lower()] = {
+                "age_s": _ENDS,
+                "back": [round(1.0 - away, 4) for away in (1.0 - hazard).cumprod().tolist()],
+                "worth": [float(f"{value:.3g}") for value in hold_value(hazard).tolist()],
+            }
+        return {
+            "conversations": len(self.sessions),
+            "pauses": self.model.opened,
+            "returns": self.model.closed,
+            "steps": self.model.steps,
+            "curves": curves,
+        }
+
+    def save(self) -> bytes:
+        """What survives a restart: at most 8 MB with the default limits.
+
+        Holds digests of session names, counts and times; no prompt, no token.
+        """
+        sessions = self.sessions.state(_KEPT)
+        open_pauses = {
+            c.number: c.turn.pause for c in self.sessions.latest(_KEPT) if c.turn is not None
+        }
+        return to_bytes(
+            {
+                "model": self.model.state(),
+                "sessions": sessions,
+                "open": list(open_pauses.items()),
+                "guards": [guard.state() for guard in self._guards],
+            }
+        )
+
+    def load(self, data: bytes, now: float) -> None:
+        """Take back what `save` gave, in place of all that is known.
+
+        Requests that were running then are taken for aborted. Pins are gone.
+
+        Raises:
+            DamagedStateError: it is not a state, or some of it is wrong.
+            StateFormError: it was written in another form.
+            StateBoundsError: it is of a policy with another number of pauses.
+        """
+        state = from_bytes(data)
+        model = _model(self.limits, 0)
+        sessions = Sessions(self.limits.conversations)
+        try:
+            bounds = state["model"]["features"], state["model"]["ring"]
+            if bounds != (model.features, model.ring):
+                raise StateBoundsError(
+                    f"a policy's state of {bounds[0]} features and {bounds[1]} pauses; this policy "
+                    f"has {model.features} and {model.ring}",
+                    fix="start without it",
+                )
+            model.load(state["model"])
+            conversations = sessions.load(state["sessions"])
+            pauses = {int(number): int(pause) for number, pause in state["open"]}
+            guarded = [[float(value) for value in row] for row in state["guards"]]
+            if any(len(row) != 4 or not all(map(isfinite, row)) for row in guarded):
+                raise ValueError("a guard that is none")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DamagedStateError(
+                f"a policy's state: {type(error).__name__} {error}", fix="start without it"
+            ) from error
+        self.model, self.sessions, self._guarded = model, sessions, guarded
+        self._pins.clear()
+        for guard in self._guards:
+            for row in guarded:
+                guard.load(row)
+        self._average_at = -_AVERAGE_EVERY
+        for conversation in conversations:
+            if conversation.stop == Stop.RUNNING:
+                conversation.finish(conversation.arrived_s, Stop.OTHER, -1)
+            turn = conversation.turn = Turn(conversation, conversation.finished_s)
+            turn.pause = pauses.get(conversation.number, -1)
+            turn.curve = model.packed(sessions.features(conversation))
+        model.close_others(set(pauses.values()), now)
+
+    def _open(self, turn: Turn, now: float) -> None:
+        x = self.sessions.features(turn.conversation)
+        weight = max(1.0, turn.conversation.tokens) ** 0.5
+        turn.pause = self.model.open(x, turn.begin, entered=now - turn.begin, weight=weight)
+        turn.curve = self.model.packed(x)
+
+    def _close(self, turn: Turn, now: float, *, back: bool) -> None:
+        for pause in (turn.pause, turn.running_pause):
+            if pause >= 0:
+                self.model.close(pause, now, back=back)
+        turn.pause = turn.running_pause = -1
+
+    def _reopen(self, conversations: Iterable[Conversation], now: float) -> list[Turn]:
+        """More is known of pauses that are going on: judge them anew, from their age on."""
+        changed = []
+        for conversation in conversations:
+            turn = conversation.turn
+            if turn is not None and turn.curve is not None:
+                self._close(turn, now, back=False)
+                self._open(turn, now)
+                changed.append(turn)
+        for guard in self._guards:
+            for turn in changed:
+                guard.rank(turn.conversation, now)
+        return changed
+
+    def _conversation_worth(self, conversation: Conversation, now: float) -> tuple[float, float]:
+        return self.worth(conversation.turn, now) if conversation.turn else (STALE, inf)
+
+    def _average_curve(self) -> "array[float]":
+        """The curve of a pause of which nothing particular is known."""
+        if self.model.opened - self._average_at >= _AVERAGE_EVERY:
+            self._average = self.model.packed(self.model.average())
+            self._average_at = self.model.opened
+        return self._average
+
+
+def _model(limits: PolicyLimits, seed: int) -> ReturnModel:
+    prior = {FEATURES.index(name): odds for name, odds in _PRIOR.items()}
+    return ReturnModel(len(FEATURES), ring=limits.pauses, seed=seed, prior=prior)

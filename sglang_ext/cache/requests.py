@@ -1,0 +1,184 @@
+"""What the server's requests are to the policy: arrivals, pauses, advice, and the log of them.
+
+Pure: neither torch nor SGLang is imported. All calls come from the scheduler's thread.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang_ext.cache.conversation import Stop, Turn
+from sglang_ext.cache.marks import Marks
+from sglang_ext.cache.policy import Policy
+from sglang_ext.cache.sessions import Arrival, session_hint
+
+__all__ = ["Clock", "Known", "Requests"]
+
+# Requests that run or wait, and answers whose session is remembered for ``previous_response_id``.
+# Default: 65,536. Cost: 300 bytes each.
+_MOST = 65_536
+
+
+class Clock:
+    """Seconds that never go back, equal on all ranks of a server.
+
+    Args:
+        heard: take the time from the stream of requests alone, which is the same on all ranks;
+            otherwise from the system, which is not.
+    """
+
+    def __init__(self, *, heard: bool = False) -> None:
+        self._heard = heard
+        self._now = 0.0
+
+    def hear(self, received_s: object) -> None:
+        """A request says when it reached the server."""
+        if self._heard and isinstance(received_s, float | int) and received_s < 4e9:
+            self._now = max(self._now, float(received_s))
+
+    def __call__(self) -> float:
+        """Now."""
+        if not self._heard:
+            self._now = max(self._now, time.time())
+        return self._now
+
+
+@dataclass(slots=True)
+class Known:
+    """A request that waits or runs."""
+
+    rid: str
+    tokens: int
+    arrived_s: float
+    tenant: str
+    session: str | None
+    agent: bool
+    marks: Sequence[int] = field(default_factory=list)
+    turn: Turn | None = None
+    matched: bool = False
+    tools: str = ""  # how the request may call tools: "", "auto" or "required"
+
+
+class Requests:
+    """Requests by their ids, from first sight to the end of the answer.
+
+    Args:
+        policy: is told of them; None: nobody is.
+        marks: of prompts.
+        clock: seconds.
+        on_end: called with a finished request, how it ended and the tokens of its answer.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | None,
+        marks: Marks,
+        clock: Clock,
+        on_end: Callable[[Known, Stop, int], None] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.clock = clock
+        self._marks = marks
+        self._on_end = on_end
+        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._answered: OrderedDict[str, str] = OrderedDict()  # response id to session
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, rid: str) -> Known | None:
+        """A request that was seen and has not ended."""
+        return self._known.get(rid)
+
+    def arrive(
+        self,
+        rid: str,
+        tokens: Any,
+        space: tuple[str | None, ...],
+        carried: Mapping[str, Any],
+        *,
+        session: str | None = None,
+        model: str = "",
+    ) -> tuple[Known, list[Turn]]:
+        """A request is seen; only the first time counts.
+
+        Args:
+            rid: its id.
+            tokens: the prompt.
+            space: salt and the like, which name the tenant.
+            carried: what the HTTP process knows of it (`sglang_ext.cache.carrier`).
+            session: what SGLang itself carries as the session's id.
+            model: adapter.
+
+        Returns:
+            The request, and turns whose worth has changed.
+        """
+        known = self._known.get(rid)
+        if known is not None:
+            return known, []
+        self.clock.hear(carried.get("received"))
+        marks = self._marks(tokens, space)
+        name = self._session(carried, session)
+        known = Known(
+            rid,
+            len(tokens),
+            self.clock(),
+            "|".join(part for part in space if part),
+            name,
+            bool(carried.get("agent")),
+            marks,
+            tools=str(carried.get("tools") or ""),
+        )
+        changed: list[Turn] = []
+        if self.policy is not None:
+            arrival = Arrival(known.tokens, marks, known.session, known.agent, model, known.tenant)
+            known.turn, changed = self.policy.arrive(known.arrived_s, arrival)
+        self._known[rid] = known
+        if len(self._known) > _MOST:
+            changed += self.end(next(iter(self._known)), Stop.OTHER, -1)
+        if name is not None:
+            self._answered[rid] = name
+            if len(self._answered) > _MOST:
+                self._answered.popitem(last=False)
+        return known, changed
+
+    def end(self, rid: str, stop: Stop, output_tokens: int) -> list[Turn]:
+        """The answer is complete, or will never be; returns turns whose worth has changed."""
+        known = self._known.pop(rid, None)
+        if known is None:
+            return []
+        if self._on_end is not None:
+            self._on_end(known, stop, output_tokens)
+        if self.policy is None or known.turn is None:
+            return []
+        self.policy.finish(known.turn, self.clock(), stop, output_tokens)
+        return [known.turn]
+
+    def advise(self, action: str, session: str, seconds: float) -> list[Turn]:
+        """Advice of a client about a session (a digest); returns turns whose worth has changed."""
+        if self.policy is None:
+            return []
+        now = self.clock()
+        if action in ("pause", "resume"):
+            return self.policy.announce(session, now, seconds)
+        if action == "pin":
+            return self.policy.pin(session, now, seconds)
+        return self.policy.end(session, now) if action == "end" else []
+
+    def _session(self, carried: Mapping[str, Any], stock: str | None) -> str | None:
+        """The session, by the source that says most.
+
+        The HTTP process has digested what names one; ``previous`` is an id that only this process
+        has seen, and counts before weaker sources.
+        """
+        strong, weak = carried.get("session"), carried.get("weak_session")
+        if isinstance(strong, str) and strong:
+            return strong
+        if stock:
+            return session_hint(kv_hints={"session_id": stock})
+        previous = carried.get("previous")
+        if isinstance(previous, str) and previous in self._answered:
+            return self._answered[previous]
+        return weak if isinstance(weak, str) and weak else None

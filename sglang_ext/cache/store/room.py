@@ -1,0 +1,181 @@
+"""The room that a store has for pages: segments are made, given to another slot size, removed."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from sglang_ext.cache.store.format import BLOCK_BYTES
+from sglang_ext.cache.store.health import Health
+from sglang_ext.cache.store.index import NO_ROW
+from sglang_ext.cache.store.placing import PlacingCatalog
+from sglang_ext.cache.store.segment_files import SegmentFiles
+from sglang_ext.cache.store.segments import Segment, Space
+
+__all__ = ["Room"]
+
+logger = logging.getLogger(__name__)
+
+# How long growing is left alone after the disk had no room for a segment.
+_GROW_AGAIN_SYNCS = 30
+# How long a worker waits for somebody who removes a segment. Default 1 s: removing 2 GB takes less,
+# and with a disk that hangs more workers come to wait the longer each of them does.
+_PATIENCE_S = 1.0
+
+
+class Room:
+    """Makes and removes segments, one at a time: a new one gets the number of one that went.
+
+    Args:
+        catalog, files, space: of the store.
+        health: counts what the disk refuses.
+    """
+
+    def __init__(
+        self, catalog: PlacingCatalog, files: SegmentFiles, space: Space, health: Health
+    ) -> None:
+        self._catalog = catalog
+        self._files = files
+        self._space = space
+        self._health = health
+        self._one = threading.Lock()
+        self._grow_in = 0
+
+    def grow(self, slot_bytes: int, seen_slots: int) -> None:
+        """Make a segment, in room that there is or in that of another slot size's segment.
+
+        Where neither is to be had, the catalog will evict instead. Nothing is done where the store
+        has no longer the ``seen_slots`` that the caller found too few, or where somebody else is at
+        it for long, perhaps with a disk that hangs. Called by a worker.
+        """
+        if not self._one.acquire(timeout=_PATIENCE_S):
+            return
+        try:
+            if self._catalog.segments.slots == seen_slots:
+                self._grow(slot_bytes)
+        finally:
+            self._one.release()
+
+    def prepare(self, slot_bytes: int, slots: int) -> None:
+        """Make segments until ``slots`` are free, in room that nobody has. Called by a worker."""
+        if not self._one.acquire(blocking=False):
+            return
+        try:
+            while self._catalog.can_prepare(slot_bytes, slots):
+                self._try_to_make(slot_bytes)
+        finally:
+            self._one.release()
+
+    def recycle(self) -> None:
+        """Take a segment whose pages are all older than what would go of another slot size."""
+        if not self._one.acquire(blocking=False):
+            return
+        try:
+            segment = self._catalog.idle_segment()
+            if segment is not None:
+                self._retire(segment)
+        finally:
+            self._one.release()
+
+    def fit(self) -> None:
+        """Give segments back until the store fits a capacity that became smaller."""
+        segments = self._catalog.segments
+        for segment in self._catalog.stalest_segments(NO_ROW):
+            needed = segments.charged_bytes + self._space.reserved_bytes(segments.slots)
+            if needed <= self._space.capacity_bytes:
+                return
+            self._give(segment, "the capacity is smaller")
+
+    def give_one(self, why: str) -> bool:
+        """Give the segment back that was used least recently; False where there is none."""
+        for segment in self._catalog.stalest_segments(NO_ROW)[:1]:
+            self._give(segment, why)
+            return True
+        return False
+
+    def clear(self, write: Callable[[], None]) -> None:
+        """Drop all pages and remove all segments.
+
+        Args:
+            write: writes the journal, after the pages are dropped and before files go.
+
+        Raises:
+            OSError: what failed first; the rest is done all the same.
+        """
+        with self._one:
+            gone = self._catalog.clear()
+            failure = _failure(write)
+            for segment, unused in gone:
+                failed = _failure(self._files.remove, segment.number)
+                failure = failure or failed
+                if unused:
+                    self._files.close(segment)
+            failed = _failure(self._files.sync_names)
+            failure = failure or failed
+            if failure is not None:
+                raise failure
+            self._grow_in = 0
+            self._catalog.may_grow = True
+
+    def synced(self) -> None:
+        """The disk works: after a while it is asked for segments again."""
+        if self._grow_in:
+            self._grow_in -= 1
+            self._catalog.may_grow = not self._grow_in
+
+    def _grow(self, slot_bytes: int) -> None:
+        with self._catalog.lock:
+            can_grow = self._catalog.can_grow(slot_bytes)
+        if not can_grow:
+            stalest = self._catalog.stalest_segments(slot_bytes)
+            if not stalest:
+                return
+            self._retire(stalest[0])
+        self._try_to_make(slot_bytes)
+
+    def _try_to_make(self, slot_bytes: int) -> None:
+        """Make a segment, or leave growing alone for a while."""
+        try:
+            if not self._make(slot_bytes):
+                self._stop_growing()
+        except OSError as error:
+            self._health.count(error)
+            logger.warning("page store: no new segment: %s; older pages go instead", error)
+            self._stop_growing()
+
+    def _make(self, slot_bytes: int) -> bool:
+        """Make one more segment; False where its file is no good."""
+        with self._catalog.lock:
+            segments = self._catalog.segments
+            slots = self._space.slots_of_next(slot_bytes, segments.slots, segments.charged_bytes)
+            number = segments.next_number()
+        if not slots:
+            return True
+        segment = self._files.create(number, slot_bytes, slots, self._space)
+        if segment is None:
+            return False
+        self._catalog.insert_segment(segment, BLOCK_BYTES + slots * slot_bytes)
+        return True
+
+    def _give(self, segment: Segment, why: str) -> None:
+        logger.warning("page store: segment %d goes: %s", segment.number, why)
+        self._retire(segment)
+
+    def _retire(self, segment: Segment) -> None:
+        unused = self._catalog.retire(segment)
+        if unused is None:
+            return
+        self._files.remove(segment.number)
+        if unused:
+            self._files.close(segment)
+
+    def _stop_growing(self) -> None:
+        self._catalog.may_grow = False
+        self._grow_in = _GROW_AGAIN_SYNCS
+
+
+def _failure(action: Callable[..., None], *arguments: object) -> OSError | None:
+    try:
+        action(*arguments)
+    except OSError as error:
+        return error
+    return None

@@ -1,0 +1,326 @@
+"""SGLang's radix cache with our choice of what to evict, and the eyes of the policy in it.
+
+`create` is what ``--radix-cache-backend sglang_ext`` stands for; ``--ext-cache`` sets it. The cache
+is SGLang's own `UnifiedRadixCache`; its tree core is steered (`sglang_ext.cache.steering`), and
+what it is asked to do tells the policy when requests arrive and how they end.
+
+Source: ``mem_cache/registry.py`` and ``mem_cache/unified_radix_cache.py``, release 0.5.23.
+"""
+
+import logging
+import time
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sglang.srt.function_call.function_call_parser import FunctionCallParser
+from sglang.srt.mem_cache.registry import (
+    TreeCacheBuildContext,
+    create_unified_radix_cache,
+    default_radix_cache_factory,
+)
+from sglang.srt.mem_cache.unified_cache.tree_core_registry import resolve_tree_core_backend
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.runtime_context import get_memory
+
+from sglang_ext.cache.advice import Advised
+from sglang_ext.cache.carrier import carried_by
+from sglang_ext.cache.conversation import Stop
+from sglang_ext.cache.hooks import set_tree
+from sglang_ext.cache.index import TreeIndex
+from sglang_ext.cache.install import BACKEND
+from sglang_ext.cache.learned_file import LearnedFile
+from sglang_ext.cache.marks import Marks
+from sglang_ext.cache.mirror import Node
+from sglang_ext.cache.policy import Policy, PolicyLimits
+from sglang_ext.cache.ranks import Learned, Recency
+from sglang_ext.cache.regret import Regret
+from sglang_ext.cache.request_log import RequestLog
+from sglang_ext.cache.requests import Clock, Known, Requests
+from sglang_ext.cache.settings import TreeSettings
+from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
+from sglang_ext.cache.stops import ToolCalls
+from sglang_ext.cache.tree_metrics import TreeMetrics
+
+__all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
+
+logger = logging.getLogger(__name__)
+
+# Requests between two looks at the learned curves, which take a millisecond.
+_CURVES_EVERY = 64
+
+
+def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
+    """The cache of one scheduler; SGLang's own where it cannot be steered, which the log says."""
+    why = unsupported(ctx)
+    if why:
+        logger.warning("The cache policy is SGLang's own: %s", why)
+        return default_radix_cache_factory(ctx)
+    ctx.params.tree_core_backend = BACKEND
+    parallel = ctx.server_args
+    ranks = parallel.tp_size * parallel.pp_size
+    settings = replace(settings, writes=ctx.tp_rank == 0)
+    # What SGLang calls for a class, it calls with the parameters alone.
+    make: Any = partial(ExtRadixCache, settings=settings, ranks=ranks)
+    return create_unified_radix_cache(ctx, cache_class=make)
+
+
+def unsupported(ctx: TreeCacheBuildContext) -> str:
+    """Why this server's tree is not steered; empty where it is."""
+    memory = get_memory()
+    reasons = (
+        (ctx.disable_radix_cache, "there is no radix cache"),
+        (ctx.is_hybrid_swa, "the model has sliding windows, whose eviction asks nobody"),
+        (ctx.is_hybrid_ssm, "the model has recurrent layers, whose eviction asks nobody"),
+        (memory.enable_lmcache or memory.enable_flexkv, "another cache was asked for"),
+        (memory.enable_unified_cache_external_linker, "an external linker has no second tier"),
+        (memory.hicache_host_memory_mode == "buffer_only", "host memory is only a buffer"),
+        (ctx.params.enable_session_radix_cache, "--enable-session-radix-cache orders it"),
+        (
+            hasattr(ctx.params.req_to_token_pool, "req_to_c128_sidecar"),
+            "the model has side pools that are not known here",
+        ),
+    )
+    return next((why for holds, why in reasons if holds), "")
+
+
+def create_core(params: Any, components: Any) -> Any:
+    """SGLang's factory of a tree core; the Rust core wherever SGLang has one."""
+    if resolve_tree_core_backend("rust", params) == "rust":
+        return SteeredRustCore(params)
+    return SteeredPythonCore(params, components)
+
+
+def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
+    """What tells an answer with a tool call, for SGLang's parser of that name."""
+    try:
+        detector = FunctionCallParser.ToolCallParserEnum[parser]()
+        marker = detector.bot_token
+        ids = tokenizer.encode(marker, add_special_tokens=False) if marker else []
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ToolCalls()  # no parser, or one that wants more: what ends is a finished turn
+    if len(ids) == 1:
+        return ToolCalls(marker=ids)
+    return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)
+
+
+class ExtRadixCache(UnifiedRadixCache):
+    """SGLang's cache, evicting what the policy values least."""
+
+    def __init__(self, params: Any, *, settings: TreeSettings, ranks: int = 1) -> None:
+        """Make an empty cache.
+
+        Args:
+            params: SGLang's.
+            settings: what was asked for.
+            ranks: processes that must evict alike.
+        """
+        super().__init__(params)
+        allocator = params.token_to_kv_pool_allocator
+        self.device_tokens = int(getattr(allocator, "size", 0))
+        page = params.page_size
+        policy = None
+        if settings.policy == "ext":
+            limits = PolicyLimits(pin_tokens=int(self.device_tokens * settings.pin_share))
+            policy = Policy(limits=limits)
+        clock = Clock(heard=ranks > 1)
+        block = -(-settings.block_tokens // page) * page
+        self.requests = Requests(policy, Marks(settings.secret, block), clock, self._ended)
+        self.policy = policy
+        self.block_tokens = block
+        self.regret = Regret()
+        self.advised = Advised()
+        self._parser = settings.tool_call_parser
+        self._tool_calls: ToolCalls | None = None
+        self.totals: Counter[str] = Counter()
+        self._host_tokens = self.device_tokens
+        rank = Recency() if policy is None else Learned(policy, policy.guard(self.device_tokens))
+        self._host_rank = None if policy is None else Learned(policy)
+
+        def make(root: int) -> TreeIndex:
+            tokens = self.device_tokens, self._host_tokens
+            return TreeIndex(root, rank, *tokens, self._host_rank)
+
+        self.tree_core.steer(make, clock, self._lost)
+        self._log = None
+        if settings.record_file and params.pp_rank == 0 and settings.writes:
+            self._log = RequestLog(Path(settings.record_file), settings.record_bytes, block)
+        self._metrics = (
+            TreeMetrics(self.metrics_collector.labels) if params.enable_metrics else None
+        )
+        self._ended_requests = 0
+        self._writes = settings.writes
+        self._learned: LearnedFile | None = None
+        # Several ranks must learn alike, and may not have the same file.
+        if policy is not None and settings.state_file and ranks == 1:
+            self._learned = LearnedFile(Path(settings.state_file))
+            self._learned.load(policy, time.time())
+        set_tree(self)
+
+    def init_hicache(self, server_args: Any, params: Any) -> None:
+        """Attach host memory; what it holds beside L1's tokens is shared among tenants."""
+        super().init_hicache(server_args, params)
+        tokens = int(self.cache_controller.mem_pool_host.size)
+        self._host_tokens = max(0, tokens - self.device_tokens)
+        index = self.tree_core.index
+        if index is not None:
+            index.host_shares.capacity = self._host_tokens
+        if self.policy is not None and self._host_rank is not None:
+            self._host_rank.guard = self.policy.guard(max(tokens, self.device_tokens))
+
+    def match_prefix(self, params: Any) -> Any:
+        """Look a prefix up; the first look-up of a request is its arrival."""
+        if params.req is None or self.disable:
+            return super().match_prefix(params)
+        known = self._arrive(params.req)
+        result = self._for(known, super().match_prefix, params)
+        if known is not None:
+            self._matched(known, result, params.key)
+        return result
+
+    def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
+        """Insert what a request has computed."""
+        known = self.requests.get(req.rid)
+        self._for(known, super().checkpoint_into_tree, req, up_to=up_to, **kwargs)
+
+    def on_release(self, req: Any, *, checkpointed: bool) -> None:
+        """A request gives its memory back: its answer is complete, or it was retracted."""
+        super().on_release(req, checkpointed=checkpointed)
+        if req.finished():
+            self._finish(req)
+
+    def release_aborted_request(self, request: Any) -> None:
+        """A request will not be answered."""
+        super().release_aborted_request(request)
+        self._reconsider(self.requests.end(request.rid, Stop.OTHER, -1))
+
+    def _handle_prefetch_result(self, operation: Any) -> None:
+        known = self.requests.get(operation.handle.rid)
+        self._for(known, super()._handle_prefetch_result, operation)
+
+    def _evict(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        self.tree_core.need_tokens = params.num_tokens
+        return super()._evict(params, *args, **kwargs)
+
+    def shutdown(self) -> None:
+        """The process ends."""
+        super().shutdown()
+        if self._learned and self._writes and self.policy:
+            self._learned.save(self.policy, self.requests.clock(), anyway=True)
+        if self._log is not None:
+            self._log.close()
+
+    def advise(self, action: str, session: str, seconds: float) -> int:
+        """Advice of a client; returns how many conversations it is about."""
+        changed = self.requests.advise(action, session, seconds)
+        self._reconsider(changed)
+        return len(changed)
+
+    def _for(self, known: Known | None, call: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call on behalf of a request: what it makes in the tree is its own."""
+        core = self.tree_core
+        core.turn, core.tenant = (known.turn, known.tenant) if known else (None, "")
+        try:
+            return call(*args, **kwargs)
+        finally:
+            core.turn, core.tenant = None, ""
+
+    def _arrive(self, req: Any) -> Known | None:
+        known = self.requests.get(req.rid)
+        if known is not None:
+            return known
+        if req.finished():
+            return None
+        carried = carried_by(req.kv_hints)
+        try:
+            known, changed = self.requests.arrive(
+                req.rid,
+                req.origin_input_ids,
+                (req.extra_key, req.cache_salt),
+                carried,
+                session=req.session_id,
+                model=req.lora_id or "",
+            )
+        except Exception:  # whatever it is: no request is refused for what is learned of it
+            logger.exception("A request was not understood; the cache serves it all the same")
+            return None
+        for advice in self.advised.fresh(carried.get("advice")):
+            self.totals[f"advice_{advice[0]}"] += self.advise(*advice)
+        index = self.tree_core.index
+        if index is not None:
+            for shares in (index.device_shares, index.host_shares):
+                shares.seen(known.tenant, known.arrived_s)
+        self._reconsider(changed)
+        return known
+
+    def _matched(self, known: Known, result: Any, key: Any) -> None:
+        """The path that was found belongs to the request from now on."""
+        index = self.tree_core.index
+        if index is None or known.matched:
+            return
+        known.matched = True
+        node = index.get(result.last_visited_node_id)
+        if node is None:
+            node = index.mirror.root
+        else:
+            index.touch(node, known.turn, known.arrived_s)
+        self.regret.asked(node.id, node.end, self.tree_core.keys_of(key), len(key), known.arrived_s)
+
+    def _finish(self, req: Any) -> None:
+        known = self.requests.get(req.rid)
+        if known is None:
+            return
+        reason = str(req.finished_reason.to_json().get("type", ""))
+        if self._tool_calls is None:
+            self._tool_calls = tool_calls(self._parser, req.tokenizer)
+        stop = self._tool_calls.stop(reason, req.output_ids, known.tools)
+        for tier in ("device", "host", "storage"):
+            tokens = int(getattr(req, f"cached_tokens_{tier}", 0))
+            self.totals[f"hit_{tier}"] += tokens
+            self.totals["hit"] += tokens
+        self.totals["asked"] += known.tokens
+        self._reconsider(self.requests.end(req.rid, stop, len(req.output_ids)))
+
+    def _reconsider(self, turns: Any) -> None:
+        index = self.tree_core.index
+        if index is not None and turns:
+            index.reconsider(turns, self.requests.clock())
+
+    def _lost(self, node: Node) -> None:
+        self.regret.lost(node, self.requests.clock())
+
+    def describe(self) -> dict[str, Any]:
+        """State and counters as plain values, for ``/server_info``."""
+        index = self.tree_core.index
+        shown: dict[str, Any] = {
+            "policy": "lru" if self.policy is None else "ext",
+            "steered": index is not None,
+            "nodes": 0 if index is None else len(index.mirror),
+            "device_leaves": 0 if index is None else len(index.device),
+            "host_leaves": 0 if index is None else len(index.host),
+            "requests": len(self.requests),
+            "regretted_tokens": self.regret.tokens,
+            "tokens": dict(self.totals),
+            "moves": dict(self.tree_core.counts),
+        }
+        if self.policy is not None:
+            shown["learned"] = self.policy.inspect()
+        return shown
+
+    def _ended(self, known: Known, stop: Stop, output_tokens: int) -> None:
+        """A request has ended: its line in the log, and counts in the metrics."""
+        if self._log is not None:
+            self._log.put(known, stop, output_tokens, self.requests.clock())
+        if self._learned and self._writes and self.policy and not len(self.requests):
+            self._learned.save(self.policy, self.requests.clock())
+        if self._metrics is None:
+            return
+        counts = {**self.totals, **self.tree_core.counts}
+        counts["missed"] = counts.get("asked", 0) - counts.get("hit", 0)
+        counts["regretted"] = self.regret.tokens
+        self._metrics.show(counts)
+        if self.policy is not None and self._ended_requests % _CURVES_EVERY == 0:
+            self._metrics.show_curves(self.policy.inspect()["curves"])
+        self._ended_requests += 1

@@ -1,0 +1,277 @@
+"""``sglang-ext replay``: a request trace through the real policy and its rivals."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sglang_ext.cli.options import json_option, open_json, write_json
+from sglang_ext.config import parse_tokens
+from sglang_ext.errors import ConfigError
+from sglang_ext.replay.record import record
+from sglang_ext.replay.rivals import RIVALS
+from sglang_ext.replay.run import ANSWERS, POLICIES, Replay, replay
+from sglang_ext.replay.sizing import ladder, needed_tokens
+from sglang_ext.replay.trace import read_trace
+
+__all__ = ["replay_command"]
+
+_BAR = 40
+
+
+class _TokensParam(click.ParamType[tuple[int, ...]]):
+    """Comma-separated numbers of tokens."""
+
+    name = "tokens"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """``1M,2M`` as a tuple."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(parse_tokens(part) for part in str(value).split(","))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _PoliciesParam(click.ParamType[tuple[str, ...]]):
+    """Comma-separated names of policies."""
+
+    name = "policies"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """``ext,lru`` as a tuple."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(dict.fromkeys(str(value).split(",")))
+        for name in names:
+            if name not in POLICIES:
+                self.fail(f"{name!r} is not one of {', '.join(POLICIES)}", param, ctx)
+        return names
+
+
+@click.command(
+    "replay",
+    epilog="Exit codes: 0 done, 1 a wished hit rate that no capacity reached, 2 wrong use.",
+)
+@click.argument(
+    "traces",
+    nargs=-1,
+    required=True,
+    metavar="TRACE...",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--policies",
+    type=_PoliciesParam(),
+    default=",".join(POLICIES),
+    show_default=True,
+    metavar="A,B,...",
+    help="What to run, in this order.",
+)
+@click.option(
+    "--capacity-tokens",
+    "capacities",
+    type=_TokensParam(),
+    metavar="A,B,...",
+    help="Sizes of the cache, such as 500k,1M. Default: from 0.1 % to all of the footprint.",
+)
+@click.option(
+    "--tiers",
+    type=_TokensParam(),
+    metavar="L1[,L2[,L3]]",
+    help="Tokens in each tier, beside each other; in place of --capacity-tokens.",
+)
+@click.option(
+    "--window",
+    "window_s",
+    type=click.FloatRange(min=0),
+    default=43_200.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds within which sessions start, where a trace has times within its sessions.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the starts of sessions.",
+)
+@click.option(
+    "--block-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens a block; a multiple of the trace's, which is the default.",
+)
+@click.option(
+    "--answers",
+    type=click.Choice(ANSWERS),
+    default=ANSWERS[0],
+    show_default=True,
+    help="When a policy is told how an answer ended: with its request; when it is complete; then, "
+    "and what runs is held beside the capacity.",
+)
+@click.option(
+    "--wished-hit",
+    type=click.FloatRange(min=0, max=100),
+    metavar="PERCENT",
+    help="Say what capacity this hit rate takes.",
+)
+@click.option(
+    "--record",
+    "record_to",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="TRACE is the log of a server: make FILE, a trace, of it first.",
+)
+@json_option()
+def replay_command(
+    traces: Sequence[Path],
+    policies: tuple[str, ...],
+    capacities: tuple[int, ...] | None,
+    tiers: tuple[int, ...] | None,
+    window_s: float,
+    seed: int,
+    block_tokens: int | None,
+    answers: str,
+    wished_hit: float | None,
+    record_to: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Hit rates of the server's policy and of its rivals on the requests in TRACE.
+
+    Each policy runs once over the trace, all capacities beside each other. lru to arc are what
+    caches do elsewhere; belady knows the future.
+    """
+    if tiers and (capacities or len(tiers) > 3):
+        raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
+    if not isfinite(window_s):
+        raise ConfigError("--window is not a number of seconds")
+    if tiers and wished_hit is not None:
+        raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
+    if answers == "held" and set(policies) & set(RIVALS):
+        raise ConfigError("--answers held is of ext, lru and belady", fix="name them: --policies")
+    if record_to is not None and len(traces) != 1:
+        raise ConfigError(f"--record takes one log, not {len(traces)}")
+    open_json(json_file)
+    if record_to is not None:
+        traces = [_recorded(traces[0], record_to, block_tokens)]
+    results = []
+    unreached = False
+    for file in traces:
+        trace = read_trace(file)
+        coarse = trace.coarser(block_tokens or trace.block_tokens)
+        sizes = capacities or tuple(ladder(trace.footprint_tokens, coarse.block_tokens))
+        with _progress() as on_step:
+            found = replay(
+                trace,
+                policies,
+                sizes,
+                tiers=tiers or (),
+                seed=seed,
+                window_s=window_s,
+                block_tokens=block_tokens,
+                answers=answers,
+                on_step=on_step,
+            )
+        result = found.as_json()
+        _show(found, policies, tiered=bool(tiers))
+        if not tiers:
+            _show_curve(found, policies[0])
+        if wished_hit is not None:
+            result["wished_hit"] = wished_hit / 100
+            result["needed"] = _needed(found, policies, wished_hit)
+            unreached |= any(row["capacity_tokens"] is None for row in result["needed"])
+        results.append(result)
+    write_json(json_file, results[0] if len(results) == 1 else {"traces": results})
+    sys.exit(1 if unreached else 0)
+
+
+def _recorded(log: Path, to: Path, block_tokens: int | None) -> Path:
+    made = record(log, to, block_tokens=block_tokens)
+    click.echo(
+        f"Made {to} from {made['requests']:,} requests of {made['sessions']:,} sessions: "
+        f"{made['input_tokens']:,} prompt tokens, {made['footprint_tokens']:,} of them different."
+    )
+    if made["skipped"]:
+        click.echo(f"Left out: {made['skipped']:,} requests whose token ids are not in the log.")
+    return to
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each policy on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda policy, done, total: None
+        return
+    columns = (
+        TextColumn("{task.description:>7}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def step(policy: str, done: int, total: int) -> None:
+            if policy not in tasks:
+                tasks[policy] = progress.add_task(policy, total=total)
+            progress.update(tasks[policy], completed=done)
+
+        yield step
+
+
+def _show(found: Replay, policies: Sequence[str], *, tiered: bool) -> None:
+    click.echo(
+        f"{found.trace}: {found.requests:,} requests, {found.block_tokens}-token blocks, "
+        f"footprint {found.footprint_tokens:,} tokens, ideal hit {found.ideal_hit:.1%}"
+    )
+    table = Table()
+    if tiered:
+        for heading in ("policy", "L1", "L2", "L3", "hit"):
+            table.add_column(heading, justify="left" if heading == "policy" else "right")
+        for row in found.rows:
+            parts = (row.l1_hit, row.l2_hit, row.l3_hit, row.hit)
+            table.add_row(row.policy, *("" if p is None else f"{p:.1%}" for p in parts))
+    else:
+        table.add_column("tokens", justify="right", no_wrap=True)
+        for policy in policies:
+            table.add_column(policy, justify="right", no_wrap=True)
+        columns = [found.of(policy) for policy in policies]
+        for rows in zip(*columns, strict=True):
+            table.add_row(f"{rows[0].capacity_tokens:,}", *(f"{row.hit:.1%}" for row in rows))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _show_curve(found: Replay, policy: str) -> None:
+    """The hit rate of ``policy`` over the capacity, a bar a row; the ideal is the whole width."""
+    if len(found.of(policy)) < 3:
+        return
+    click.echo(f"{policy}, of an ideal of {found.ideal_hit:.1%}:")
+    for row in found.of(policy):
+        filled = round(_BAR * row.hit / found.ideal_hit) if found.ideal_hit else 0
+        click.echo(f"{row.capacity_tokens:>15,} {'█' * filled:<{_BAR}} {row.hit:.1%}")
+
+
+def _needed(found: Replay, policies: Sequence[str], wished: float) -> list[dict[str, Any]]:
+    rows = []
+    for policy in policies:
+        tokens = needed_tokens(found.of(policy), wished / 100)
+        rows.append({"policy": policy, "capacity_tokens": tokens})
+        takes = "no capacity shown above reaches it" if tokens is None else f"{tokens:,} tokens"
+        click.echo(f"A hit rate of {wished:g} % with {policy}: {takes}.")
+    return rows

@@ -1,0 +1,161 @@
+"""Closing, above all with a disk that hangs: nothing is closed under somebody who is in it."""
+
+import errno
+import os
+import time
+
+import pytest
+from support.store_disks import FaultyDisk
+from support.store_pages import chain, options, read, write
+
+from sglang_ext.cache.store import PageStore
+from sglang_ext.cache.store import store as store_module
+from sglang_ext.errors import StoreError, StoreInUseError
+
+KEYS = chain("a", 20)
+STALL_S = 0.3
+LIMIT_S = 5
+
+
+@pytest.fixture
+def disk():
+    disk = FaultyDisk()
+    yield disk
+    disk.resume()
+
+
+def until(condition, limit_s=LIMIT_S):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.01)
+
+
+def closed_in_time(store):
+    begin = time.monotonic()
+    store.close()
+    return time.monotonic() - begin < LIMIT_S
+
+
+def in_use(folder):
+    try:
+        PageStore(folder, options()).close()
+    except StoreInUseError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+@pytest.mark.parametrize("suffix", [".seg", ".log"])
+def test_a_worker_that_hangs_keeps_its_files_and_the_lock(tmp_path, disk, operation, suffix):
+    store = PageStore(tmp_path / "s", options(stall_s=STALL_S), disk=disk)
+    write(store, KEYS)
+    disk.hang(lambda what, path: what == operation and path.suffix == suffix)
+    read(store, KEYS)
+    write(store, chain("b", 3))
+    hangs = (operation, suffix) != ("read", ".log")  # a writer reads no journal
+    assert closed_in_time(store)
+    assert in_use(tmp_path / "s") == hangs
+    disk.resume()
+    until(lambda: not in_use(tmp_path / "s"))
+    with PageStore(tmp_path / "s", options()) as store:
+        assert store.stats().recovery == "clean"
+        assert all(read(store, KEYS))
+
+
+@pytest.mark.parametrize(
+    ("operation", "suffix"),
+    [("sync", ".log"), ("sync", ".seg"), ("write", ".partial"), ("rename", ".ckpt")],
+)
+def test_a_sync_that_hangs_keeps_the_lock_until_it_is_through(tmp_path, disk, operation, suffix):
+    store = PageStore(tmp_path / "s", options(stall_s=STALL_S, sync_interval_s=0.01), disk=disk)
+    write(store, KEYS[:5])  # there is room in their segment
+    disk.hang(lambda what, path: what == operation and path.suffix == suffix)
+    store._keeper._want_checkpoint()
+    write(store, chain("b", 3))
+    until(lambda: (operation, suffix) in {(what, os.path.splitext(n)[1]) for what, n in disk.calls})
+    assert closed_in_time(store)
+    assert in_use(tmp_path / "s")
+    disk.resume()
+    until(lambda: not in_use(tmp_path / "s"))
+    with PageStore(tmp_path / "s", options()) as store:
+        assert store.stats().recovery == "clean"
+        assert all(read(store, KEYS[:5]))
+
+
+def test_no_descriptor_of_another_store_is_closed(tmp_path, disk):
+    store = PageStore(tmp_path / "s", options(stall_s=STALL_S, sync_interval_s=0.01), disk=disk)
+    write(store, KEYS[:5])
+    disk.hang(lambda what, path: what == "sync" and path.suffix == ".log")
+    write(store, chain("b", 3))
+    time.sleep(0.1)
+    store.close()
+    with PageStore(tmp_path / "other", options()) as other:
+        assert all(write(other, KEYS))
+        files = [segment.file for segment in other._catalog.segments]
+        files.append(other._keeper.journal._file)
+        before = [os.fstat(file).st_ino for file in files]
+        disk.resume()
+        until(lambda: not in_use(tmp_path / "s"))
+        assert [os.fstat(file).st_ino for file in files] == before
+        other.flush()
+        assert all(read(other, KEYS))
+
+
+def test_a_forked_child_has_no_part_in_the_store(tmp_path):
+    store = PageStore(tmp_path / "s", options())
+    write(store, KEYS)
+    child_is_done, ends = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        closed = store.prefix(KEYS) == 0 and not any(write(store, chain("b", 2)))
+        store.close()
+        os.write(child_is_done[1], b"yes" if closed else b"no")
+        os.read(ends[0], 1)
+        os._exit(0)
+    try:
+        assert os.read(child_is_done[0], 3) == b"yes"
+        assert in_use(tmp_path / "s"), "the lock is the parent's"
+        assert all(read(store, KEYS))
+        store.close()
+        assert not in_use(tmp_path / "s"), "and not the child's"
+    finally:
+        os.write(ends[1], b"x")
+        os.waitpid(child, 0)
+    with PageStore(tmp_path / "s", options()) as store:
+        assert store.prefix(chain("b", 1)) == 0
+        assert all(read(store, KEYS))
+
+
+@pytest.mark.parametrize("part", ["Staging", "Engine", "Reader", "Writer"])
+@pytest.mark.parametrize("error", [OSError(22, "Invalid argument"), MemoryError()])
+def test_what_cannot_be_opened_holds_nothing(tmp_path, monkeypatch, part, error):
+    def refuse(*_arguments):
+        raise error
+
+    PageStore(tmp_path / "s", options()).close()
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(store_module, part, refuse)
+    with pytest.raises(StoreError if isinstance(error, OSError) else MemoryError):
+        PageStore(tmp_path / "s", options())
+    assert set(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
+    PageStore(tmp_path / "s", options()).close()
+
+
+def test_a_lock_whose_owner_cannot_be_noted_is_given_back(tmp_path, disk):
+    PageStore(tmp_path / "s", options()).close()
+    disk.fault = lambda what, path, offset: (
+        errno.ENOSPC if (what, path.name) == ("write", "lock") else 0
+    )
+    with pytest.raises(StoreError):
+        PageStore(tmp_path / "s", options(), disk=disk)
+    assert not in_use(tmp_path / "s")
+
+
+def test_closing_twice_is_closing_once(tmp_path):
+    store = PageStore(tmp_path / "s", options())
+    store.close()
+    with PageStore(tmp_path / "s", options()):
+        store.close()
+        assert in_use(tmp_path / "s")

@@ -1,0 +1,94 @@
+"""Which segment gives its room up: to a smaller capacity, or to pages of another size."""
+
+from support.store_pages import chain, options, read, write
+
+from sglang_ext.cache.store import PageStore
+from sglang_ext.cache.store.admission import WriteHours
+from sglang_ext.cache.store.catalog import Catalog
+from sglang_ext.cache.store.index import NO_ROW, Index
+from sglang_ext.cache.store.options import MIB
+from sglang_ext.cache.store.segments import Segment, Segments, Space, place
+
+
+def catalog_of(*sizes):
+    """A catalog with a segment of four slots for each of ``sizes``; records are kept."""
+    segments, records = Segments(Space(1 << 40)), []
+    for number, slot_bytes in enumerate(sizes, 1):
+        segments.insert(Segment(number, slot_bytes, 4, -1), 4096 + 4 * slot_bytes)
+    return Catalog(Index(), segments, WriteHours(None), records.append), records
+
+
+def put(catalog, name, segment, slot, parent=NO_ROW, time_us=1):
+    found = catalog.segments.by_number[segment]
+    catalog.segments.claim(found, slot)
+    kind = catalog.segments.kind_of(found.slot_bytes)
+    row = catalog.index.add(
+        name.encode().ljust(32, b"."), parent, place(segment, slot), 100, kind, time_us
+    )
+    found.rows[slot] = row
+    return row
+
+
+def test_shrinking_keeps_what_hot_pages_descend_from(tmp_path):
+    with PageStore(tmp_path / "s", options(8 * MIB)) as store:
+        prompt = chain("system prompt", 10)
+        write(store, prompt)
+        for number in range(50):
+            write(store, chain(number, 10), parent=prompt[-1])
+        for number in range(50):
+            read(store, prompt + chain(number, 10))
+        pages, segments = store.stats().pages, store.stats().segments
+    with PageStore(tmp_path / "s", options(int(6.6 * MIB))) as store:
+        stats = store.stats()
+        assert stats.segments < segments
+        assert store.prefix(prompt) == 10
+        # All pages were used alike, so the segments that went cost little more than themselves.
+        assert stats.pages / pages > 0.8 * stats.segments / segments
+        store.check_integrity()
+
+
+def test_a_segment_is_as_new_as_what_descends_from_its_pages():
+    catalog, _ = catalog_of(8192, 8192, 8192)
+    root = put(catalog, "root", 1, 0, time_us=1)
+    put(catalog, "hot", 2, 0, put(catalog, "between", 2, 1, root, time_us=2), time_us=9)
+    put(catalog, "cold", 3, 0, time_us=5)
+    assert [segment.number for segment in catalog.stalest_segments(NO_ROW)] == [3, 1, 2]
+    assert catalog.stalest_segments(8192) == []
+
+
+def test_a_segment_that_is_being_synced_may_go_and_one_in_use_may_not():
+    catalog, _ = catalog_of(8192, 8192, 8192)
+    for number in (1, 2):
+        row = put(catalog, str(number), number, 0)
+        catalog.segments.by_number[number].dirty = True
+    assert len(catalog.take_dirty()) == 2
+    catalog.segments.claim(catalog.segments.by_number[3], 0)  # a page is being written
+    catalog.index.pin(row)  # a page of segment 2 is being read
+    assert [segment.number for segment in catalog.stalest_segments(NO_ROW)] == [1]
+
+
+def test_a_segment_that_somebody_else_retired_is_left_alone():
+    catalog, records = catalog_of(8192)
+    [segment] = catalog.stalest_segments(NO_ROW)
+    assert catalog.retire(segment) is True
+    catalog.insert_segment(Segment(1, 4096, 4, -1), 5 * 4096)
+    row = put(catalog, "new", 1, 0)
+    before = len(records)
+    assert catalog.retire(segment) is None
+    assert catalog.index.location[row] == place(1, 0)
+    assert 1 in catalog.segments.by_number
+    assert len(records) == before
+    catalog.check_integrity()
+
+
+def test_old_segments_go_to_the_size_that_most_is_evicted_for(tmp_path):
+    """Another size's pages are all older than what is evicted: they give their room, in time."""
+    settings = options(4 * MIB, sync_interval_s=0.01)
+    with PageStore(tmp_path / "s", settings) as store:
+        for number in range(40):
+            write(store, chain(("old", number), 10), 8000)
+        for number in range(300):
+            assert all(write(store, chain(("new", number), 10), 3000))
+        large = [s for s in store._catalog.segments if s.slot_bytes == 12288]
+        assert len(large) < 3
+        store.check_integrity()

@@ -1,0 +1,62 @@
+"""The log of requests: what is in it, and its bound."""
+
+import json
+import stat
+
+from sglang_ext.cache.conversation import Stop
+from sglang_ext.cache.request_log import RequestLog
+from sglang_ext.cache.requests import Known
+from sglang_ext.replay.record import record
+from sglang_ext.replay.trace import read_trace
+
+
+def known(number, marks=(1, 2, 3), **more):
+    return Known(str(number), 200, 1000.0 + number, "tenant", "s", False, list(marks), **more)
+
+
+def test_replay_reads_what_is_written(tmp_path):
+    log = RequestLog(tmp_path / "log", 10**6, 64)
+    log.put(known(0), Stop.TOOL, 7, 1002.5)
+    log.put(known(1, (1, 2, 3, 4)), Stop.OTHER, -1, 1003.0)
+    log.close()
+    log.close()
+    assert log.written == 2
+    made = record(tmp_path / "log", tmp_path / "trace.jsonl.gz")
+    assert made["block"] == 64
+    trace = read_trace(tmp_path / "trace.jsonl.gz")
+    assert list(trace.blocks) == [3, 4]
+    assert list(trace.shared) == [0, 3]
+    assert list(trace.stop) == ["tool_use", "other"]
+    assert trace.answer_s[0] == 2.5
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
+
+
+def test_no_tenant_and_no_id_is_in_it(tmp_path):
+    log = RequestLog(tmp_path / "log", 10**6, 64)
+    log.put(known(5), Stop.END, 1, 1001.0)
+    log.close()
+    row = json.loads((tmp_path / "log").read_text().splitlines()[1])
+    assert set(row) == {"t", "in", "out", "a", "stop", "keys", "s"}
+
+
+def test_bound_is_exact(tmp_path):
+    file = tmp_path / "log"
+    log = RequestLog(file, 300, 64)
+    for number in range(50):
+        log.put(known(number), Stop.END, 1, 2000.0)
+    log.close()
+    assert log.full
+    assert 0 < file.stat().st_size <= 300
+    again = RequestLog(file, 300, 64)
+    again.put(known(0), Stop.END, 1, 2000.0)
+    again.close()
+    assert file.stat().st_size <= 300
+
+
+def test_file_that_cannot_be_written_is_said_and_nothing_else(tmp_path):
+    (tmp_path / "log").symlink_to(tmp_path / "target")
+    log = RequestLog(tmp_path / "log", 300, 64)
+    log.put(known(0), Stop.END, 1, 1001.0)
+    log.close()
+    assert log.full
+    assert not (tmp_path / "target").exists()

@@ -1,0 +1,83 @@
+"""``sglang-ext replay`` as an operator uses it."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from sglang_ext.cli.main import cli
+
+LOG = [
+    {"t": t, "in": 16 * n, "out": 9, "keys": [f"{s}-{k}" for k in range(n)], "s": s}
+    for t, s, n in [(0, "a", 3), (1, "b", 4), (2, "a", 5), (3, "b", 6), (4, "a", 7), (5, "c", 2)]
+]
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "server.log"
+    path.write_text("\n".join(json.dumps(row) for row in LOG))
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["replay", *map(str, arguments)])
+
+
+def test_a_log_is_recorded_and_replayed(log, tmp_path):
+    out, trace = tmp_path / "out.json", tmp_path / "t.jsonl.gz"
+    result = run(log, "--record", trace, "--block-tokens", 16, "--wished-hit", 20, "--json", out)
+    assert result.exit_code == 0, result.output
+    assert "6 requests of 3 sessions" in result.output
+    assert "A hit rate of 20 % with ext:" in result.output
+    found = json.loads(out.read_text())
+    assert found["ideal_hit"] == pytest.approx(sum((3, 4, 5)) / 27)
+    assert {row["policy"] for row in found["needed"]} == {row["policy"] for row in found["rows"]}
+    assert all(row["capacity_tokens"] for row in found["needed"])
+    again = run(trace, "--policies", "lru,belady", "--capacity-tokens", "64,1k", "--json", out)
+    assert again.exit_code == 0, again.output
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["policy"], row["capacity_tokens"]) for row in rows] == [
+        ("lru", 64), ("lru", 1000), ("belady", 64), ("belady", 1000)
+    ]  # fmt: skip
+
+
+def test_tiers_and_several_traces(log, tmp_path):
+    out, trace = tmp_path / "out.json", tmp_path / "t.jsonl.gz"
+    assert run(log, "--record", trace, "--block-tokens", 16, "--policies", "lru").exit_code == 0
+    result = run(trace, trace, "--policies", "ext,lru", "--tiers", "64,64,1k", "--json", out)
+    assert result.exit_code == 0, result.output
+    for found in json.loads(out.read_text())["traces"]:
+        for row in found["rows"]:
+            parts = row["l1_hit"] + row["l2_hit"] + row["l3_hit"]
+            assert row["hit"] == pytest.approx(parts)
+            assert row["capacity_tokens"] == 1128
+
+
+def test_a_wish_that_is_not_reached_is_a_finding(log, tmp_path):
+    trace = tmp_path / "t.jsonl.gz"
+    run(log, "--record", trace, "--block-tokens", 16, "--policies", "lru")
+    result = run(trace, "--policies", "lru", "--wished-hit", 99)
+    assert result.exit_code == 1
+    assert "no capacity shown above reaches it" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policies", "lru,best"], "'best' is not one of"),
+        (["--capacity-tokens", "1k,none"], "not a number of tokens"),
+        (["--tiers", "1k", "--capacity-tokens", "1k"], "no --capacity-tokens"),
+        (["--tiers", "1,2,3,4"], "up to three sizes"),
+        (["--tiers", "1k", "--wished-hit", "50"], "drop one of them"),
+        (["--record", "x.gz", "second.log"], "does not exist"),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
+        (["--window", "nan"], "not a number of seconds"),
+        (["--answers", "held"], "is of ext, lru and belady"),
+        ([], "no header"),
+    ],
+)
+def test_wrong_use_says_why(log, arguments, message):
+    result = run(log, *arguments)
+    assert result.exit_code != 0
+    assert message in " ".join((result.output + str(result.exception)).split())
