@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sglang_ext import config as ext_config
 from sglang_ext.cache.folder import check_stores, hold
 from sglang_ext.cache.secret import folder_secret
 from sglang_ext.cache.settings import TreeSettings
-from sglang_ext.config import FLAGS, ExtConfig
+from sglang_ext.config import FLAGS, ExtConfig, parse
+from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
+from sglang_ext.config.stock import check_conflicts, stock_settings
 from sglang_ext.errors import ConfigError, SglangExtError
 
 __all__ = [
@@ -75,7 +76,7 @@ def carry_config(original: Callable[..., Any], cls: type, args: argparse.Namespa
     """AROUND hook of ``ServerArgs.from_cli_args``: the record takes the config along."""
     config = getattr(args, CONFIG_ATTRIBUTE, None)
     if config is None:
-        config = ext_config.parse(vars(args))
+        config = parse(vars(args))
         if config.active:
             raise ConfigError(
                 "--ext-* flags were parsed without their checks; parse with the parser's own "
@@ -111,7 +112,7 @@ def tree_settings(server_args: Any) -> TreeSettings | None:
 
 def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -> None:
     """Read our flags from ``parsed``, check them, and set the stock flags they need."""
-    config = ext_config.parse(vars(parsed))
+    config = parse(vars(parsed))
     setattr(parsed, CONFIG_ATTRIBUTE, config)
     if not config.active:
         return
@@ -120,15 +121,15 @@ def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -
     stock_given = given()
     ranks = _ranks(parsed)
     # Page size and the like come first: they are part of what a cached page is.
-    for setting in ext_config.stock_settings(config, ranks=ranks):
+    for setting in stock_settings(config, ranks=ranks):
         if setting.overridable and setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
-    ext_config.check_l1_holds_a_page(config, getattr(parsed, "page_size", None))
-    ext_config.check_l2_fits(config, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    settings = ext_config.stock_settings(config, ranks=ranks, identity=_identity(parsed))
-    ext_config.check_conflicts(config, settings, stock_given)
+    check_l1_holds_a_page(config.cache, getattr(parsed, "page_size", None))
+    check_l2_fits(config.cache, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    settings = stock_settings(config, ranks=ranks, identity=_identity(parsed))
+    check_conflicts(config, settings, stock_given)
     if config.cache.l3_dir:
-        ext_config.prepare_l3_dir(config.cache.l3_dir)
+        prepare_l3_dir(config.cache.l3_dir)
         # This process lives as long as the server, and so does the lock.
         hold(Path(config.cache.l3_dir), node=getattr(parsed, "node_rank", 0) or 0)
         check_stores(Path(config.cache.l3_dir))

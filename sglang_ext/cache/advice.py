@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any
 
-from sglang_ext.cache.sessions import session_hint
+from sglang_ext.cache.sessions import LONGEST_NAME, session_hint
 from sglang_ext.errors import AdviceError
 
 __all__ = ["ACTIONS", "Advised", "Outbox", "read_advice"]
@@ -21,7 +21,6 @@ __all__ = ["ACTIONS", "Advised", "Outbox", "read_advice"]
 ACTIONS = ("pause", "resume", "end", "pin")
 # Longest time that can be named: a day. What is said of longer ones is not advice.
 _LONGEST_S = 86_400.0
-_LONGEST_NAME = 512
 # Advice that waits for a request, and how much of it one request takes along.
 _WAITING, _AT_ONCE = 4096, 64
 # Replicas are reached by chance; each advice goes along with so many requests for each of them.
@@ -44,7 +43,7 @@ def read_advice(body: object) -> tuple[str, str, float]:
         raise AdviceError(f"action {str(action)[:40]!r} is not known", fix=f"give one of {ACTIONS}")
     name, user = body.get("session"), body.get("user")
     session = None
-    if len(str(name)) <= _LONGEST_NAME and len(str(user)) <= _LONGEST_NAME:
+    if len(str(name)) <= LONGEST_NAME and len(str(user)) <= LONGEST_NAME:
         user = user if isinstance(user, str) else None
         session = session_hint(kv_hints={"session_id": name}, user=user)
     if session is None:

@@ -9,13 +9,11 @@ Pure: neither torch nor SGLang is imported.
 from collections.abc import Mapping
 from typing import Any
 
-from sglang_ext.cache.sessions import session_hint
+from sglang_ext.cache.sessions import LONGEST_NAME, session_hint
 
 __all__ = ["ACTION", "action", "carried_by", "describe_request"]
 
 ACTION = "sglang_ext.request"
-# Longest name that is read; longer ones are nobody's session.
-_LONGEST = 512
 _TOOLS = ("", "auto", "required")
 
 
@@ -113,4 +111,4 @@ def _short(names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(value: object) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= _LONGEST else None
+    return value if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME else None

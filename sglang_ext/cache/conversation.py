@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FEATURES", "MODELS", "Conversation", "Stop", "Turn", "features"]
+__all__ = ["FEATURES", "MODELS", "STOP_NAMES", "Conversation", "Stop", "Turn", "features"]
 
 # Models told apart; those seen later share one place.
 MODELS = 6
@@ -27,6 +27,10 @@ class Stop(enum.IntEnum):
     END = 1  # the turn is finished: a person is next
     OTHER = 2  # cut off, aborted, or not known
     RUNNING = 3  # not yet
+
+
+# What logs and traces of requests call them; all others are ``other``.
+STOP_NAMES = {Stop.TOOL: "tool_use", Stop.END: "end_turn"}
 
 
 class Turn:

@@ -1,4 +1,4 @@
-"""What SGLang's cache does differently with sglang-ext, as hooks. `plugin.py` installs them."""
+"""What SGLang's cache does differently with sglang-ext, as hooks. `plugin/` installs them."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ _opening: Callable[[str], list[str]] | None = None
 
 
 def on_opening(action: Callable[[str], list[str]]) -> None:
-    """What to do before a part of ours is opened; `plugin.py` puts its hooks in place."""
+    """What to do before a part of ours is opened; `plugin/` puts its hooks in place."""
     global _opening
     _opening = action
 
@@ -64,7 +64,7 @@ def opening(part: str = "disk_tier") -> list[str]:
     """A part is about to be opened in this process.
 
     Args:
-        part: of `sglang_ext.plugin.GROUPS`.
+        part: of `sglang_ext.plugin.table.GROUPS`.
 
     Returns:
         Names of hooks that did not take effect.

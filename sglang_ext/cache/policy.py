@@ -18,36 +18,26 @@ Pure: neither torch nor SGLang is imported, time is an argument: seconds that do
 survive a restart (wall-clock time).
 """
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
+from sglang_ext.cache.curves import AGES_S, COLD, NEXT_S, Curves, chance_of_return
 from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.pins import Pins
-from sglang_ext.cache.returns import AGES, RING, ReturnModel, cold_value, hold_value
+from sglang_ext.cache.policy_state import restore, saved
+from sglang_ext.cache.returns import RING, ReturnModel
 from sglang_ext.cache.sessions import CONVERSATIONS, Arrival, Sessions
-from sglang_ext.cache.state import from_bytes, to_bytes
-from sglang_ext.errors import DamagedStateError, StateBoundsError
 
 __all__ = ["STALE", "Policy", "PolicyLimits"]
 
 # Worth of a branch that its conversation has left.
 STALE = -1.0
-_AGES: list[float] = AGES.tolist()
-_ENDS = [*_AGES[1:], _AGES[-1] * 1.5]
-_NEXT = [*_AGES, inf]
-# Worth by age of a policy that has learned nothing, and how long such a branch stays unasked where
-# a guard may change its mind.
-_COLD: list[float] = cold_value().tolist()
+# How long a branch that was left stays unasked where a guard may change its mind.
 _STALE_S = 60.0
-# Pauses between two looks at the average curve, by which nodes of several conversations are judged.
-_AVERAGE_EVERY = 256
-# Conversations that survive a restart. Default: 4096. Cost: 400 bytes of the state each.
-_KEPT = 4096
 # What is taken to be so until the pauses of this server say otherwise, as log-odds of a return.
 _PRIOR = {"superseded": -6.0, "superseded x parallel": 8.0, "ended": -3.0}
 
@@ -93,8 +83,7 @@ class Policy:
         self._guards: list[Guard] = []
         self._guarded: list[list[float]] = []  # states of guards, from before a restart
         self._pins = Pins(self.limits.pin_tokens, self.limits.pin_s)
-        self._average = array("d")
-        self._average_at = -_AVERAGE_EVERY
+        self._curves = Curves(self.model)
 
     def arrive(self, now: float, arrival: Arrival) -> tuple[Turn, list[Turn]]:
         """A request arrived.
@@ -177,36 +166,24 @@ class Policy:
         """
         if turn.pinned_until > now:
             return inf, turn.pinned_until
-        place = bisect_right(_AGES, now - turn.begin)
-        until = turn.begin + _NEXT[place]
+        place = bisect_right(AGES_S, now - turn.begin)
+        until = turn.begin + NEXT_S[place]
         if until <= now:  # the sum was rounded
-            place, until = place + 1, turn.begin + _NEXT[place + 1]
+            place, until = place + 1, turn.begin + NEXT_S[place + 1]
         place = max(0, place - 1)
         curve = turn.curve
         if guard is not None and not guard.trusted and curve is not None:
-            return _COLD[place] * recompute, until
+            return COLD[place] * recompute, until
         if turn.conversation.turn is not turn and (self.model.steps or curve is None):
             if not shared:
                 return STALE, inf if guard is None else now + _STALE_S
-            curve = self._average_curve()
+            curve = self._curves.average()
         if curve is None:
             return inf, inf
-        worth = self._at(curve, place, now - turn.begin)
+        worth = self._curves.worth(curve, place, now - turn.begin)
         if shared:
-            worth = max(worth, self._at(self._average_curve(), place, now - turn.begin))
+            worth = max(worth, self._curves.worth(self._curves.average(), place, now - turn.begin))
         return worth * recompute, until
-
-    def _at(self, curve: "array[float]", place: int, age: float) -> float:
-        """A curve between two ages.
-
-        A cold policy takes steps, which keep the order of ages exact though worths are asked for at
-        different times.
-        """
-        worth = curve[place]
-        if not self.model.steps or place + 1 >= len(curve):
-            return worth
-        part = (age - _AGES[place]) / (_AGES[place + 1] - _AGES[place])
-        return worth + (curve[place + 1] - worth) * min(1.0, max(0.0, part))
 
     def chance(self, turn: Turn, now: float, within_s: float) -> float:
         """Chance that the conversation of ``turn`` is back within ``within_s`` from ``now``.
@@ -219,13 +196,8 @@ class Policy:
         if turn.curve is None:
             return 1.0
         hazard = self.model.hazard(self.sessions.features(turn.conversation)).tolist()
-        begin, end = now - turn.begin, now - turn.begin + within_s
-        away = 1.0
-        for place in range(max(0, bisect_right(_AGES, begin) - 1), bisect_right(_AGES, end)):
-            low, high = max(begin, _AGES[place]), min(end, _ENDS[place])
-            if high > low:
-                away *= (1.0 - hazard[place]) ** ((high - low) / (_ENDS[place] - _AGES[place]))
-        return 1.0 - away
+        age = now - turn.begin
+        return chance_of_return(hazard, age, age + within_s)
 
     def announce(self, session: str, now: float, seconds: float) -> list[Turn]:
         """Advice: ``session`` pauses and will be back in about ``seconds``.
@@ -277,26 +249,17 @@ class Policy:
         """A turn for nodes of which only the time of the last use is known."""
         conversation = Conversation(-1, None, False, 0)
         turn = conversation.turn = Turn(conversation, last_used_s)
-        turn.curve = self._average_curve()
+        turn.curve = self._curves.average()
         return turn
 
     def inspect(self) -> dict[str, Any]:
         """What has been learned, for metrics: counts, and for each way to stop its return curve."""
-        curves = {}
-        for stop in (Stop.TOOL, Stop.END, Stop.OTHER):
-            column = FEATURES.index(f"stop {stop.name.lower()}")
-            hazard = self.model.hazard(self.model.average(column))
-            curves[stop.name.lower()] = {
-                "age_s": _ENDS,
-                "back": [round(1.0 - away, 4) for away in (1.0 - hazard).cumprod().tolist()],
-                "worth": [float(f"{value:.3g}") for value in hold_value(hazard).tolist()],
-            }
         return {
             "conversations": len(self.sessions),
             "pauses": self.model.opened,
             "returns": self.model.closed,
             "steps": self.model.steps,
-            "curves": curves,
+            "curves": self._curves.by_stop(),
         }
 
     def save(self) -> bytes:
@@ -304,18 +267,7 @@ class Policy:
 
         Holds digests of session names, counts and times; no prompt, no token.
         """
-        sessions = self.sessions.state(_KEPT)
-        open_pauses = {
-            c.number: c.turn.pause for c in self.sessions.latest(_KEPT) if c.turn is not None
-        }
-        return to_bytes(
-            {
-                "model": self.model.state(),
-                "sessions": sessions,
-                "open": list(open_pauses.items()),
-                "guards": [guard.state() for guard in self._guards],
-            }
-        )
+        return saved(self.model, self.sessions, self._guards)
 
     def load(self, data: bytes, now: float) -> None:
         """Take back what `save` gave, in place of all that is known.
@@ -327,40 +279,22 @@ class Policy:
             StateFormError: it was written in another form.
             StateBoundsError: it is of a policy with another number of pauses.
         """
-        state = from_bytes(data)
         model = _model(self.limits, 0)
         sessions = Sessions(self.limits.conversations)
-        try:
-            bounds = state["model"]["features"], state["model"]["ring"]
-            if bounds != (model.features, model.ring):
-                raise StateBoundsError(
-                    f"a policy's state of {bounds[0]} features and {bounds[1]} pauses; this policy "
-                    f"has {model.features} and {model.ring}",
-                    fix="start without it",
-                )
-            model.load(state["model"])
-            conversations = sessions.load(state["sessions"])
-            pauses = {int(number): int(pause) for number, pause in state["open"]}
-            guarded = [[float(value) for value in row] for row in state["guards"]]
-            if any(len(row) != 4 or not all(map(isfinite, row)) for row in guarded):
-                raise ValueError("a guard that is none")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DamagedStateError(
-                f"a policy's state: {type(error).__name__} {error}", fix="start without it"
-            ) from error
-        self.model, self.sessions, self._guarded = model, sessions, guarded
+        restored = restore(data, model, sessions)
+        self.model, self.sessions, self._guarded = model, sessions, restored.guards
+        self._curves = Curves(model)
         self._pins.clear()
         for guard in self._guards:
-            for row in guarded:
+            for row in restored.guards:
                 guard.load(row)
-        self._average_at = -_AVERAGE_EVERY
-        for conversation in conversations:
+        for conversation in restored.conversations:
             if conversation.stop == Stop.RUNNING:
                 conversation.finish(conversation.arrived_s, Stop.OTHER, -1)
             turn = conversation.turn = Turn(conversation, conversation.finished_s)
-            turn.pause = pauses.get(conversation.number, -1)
+            turn.pause = restored.pauses.get(conversation.number, -1)
             turn.curve = model.packed(sessions.features(conversation))
-        model.close_others(set(pauses.values()), now)
+        model.close_others(set(restored.pauses.values()), now)
 
     def _open(self, turn: Turn, now: float) -> None:
         x = self.sessions.features(turn.conversation)
@@ -390,13 +324,6 @@ class Policy:
 
     def _conversation_worth(self, conversation: Conversation, now: float) -> tuple[float, float]:
         return self.worth(conversation.turn, now) if conversation.turn else (STALE, inf)
-
-    def _average_curve(self) -> "array[float]":
-        """The curve of a pause of which nothing particular is known."""
-        if self.model.opened - self._average_at >= _AVERAGE_EVERY:
-            self._average = self.model.packed(self.model.average())
-            self._average_at = self.model.opened
-        return self._average
 
 
 def _model(limits: PolicyLimits, seed: int) -> ReturnModel:

@@ -13,14 +13,13 @@ import queue
 import threading
 from pathlib import Path
 
-from sglang_ext.cache.conversation import Stop
+from sglang_ext.cache.conversation import STOP_NAMES, Stop
 from sglang_ext.cache.requests import Known
 
 __all__ = ["RequestLog"]
 
 logger = logging.getLogger(__name__)
 
-_STOPS = {Stop.TOOL: "tool_use", Stop.END: "end_turn"}
 # Lines that wait to be written; more are dropped and counted. Cost: 30 KB each at 100,000 tokens.
 _WAITING = 256
 
@@ -88,7 +87,7 @@ def _line(known: Known, stop: Stop, output_tokens: int, now: float) -> bytes:
         "in": known.tokens,
         "out": output_tokens,
         "a": round(max(0.0, now - known.arrived_s), 3),
-        "stop": _STOPS.get(stop, "other"),
+        "stop": STOP_NAMES.get(stop, "other"),
         "keys": list(known.marks),
     }
     if known.session is not None:

@@ -24,11 +24,13 @@ import numpy.typing as npt
 
 from sglang_ext.cache.conversation import MODELS, Conversation, features
 
-__all__ = ["CONVERSATIONS", "Arrival", "Sessions", "session_hint"]
+__all__ = ["CONVERSATIONS", "LONGEST_NAME", "Arrival", "Sessions", "session_hint"]
 
 # Conversations remembered; the one that was quiet longest is forgotten first. Default: 16,384.
 # Cost: about 1.5 KB each.
 CONVERSATIONS = 16_384
+# Longest name of a session that clients may give; longer ones are nobody's.
+LONGEST_NAME = 512
 # Conversations of one session that a new one can supersede. More are left alone.
 _SIBLINGS = 32
 

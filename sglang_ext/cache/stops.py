@@ -51,9 +51,10 @@ class ToolCalls:
 
     def _calls(self, output_ids: Sequence[int], tools: str) -> bool:
         if self._marker:
-            found = array("q", output_ids).tobytes().find(self._marker)
+            answer = array("q", output_ids).tobytes()
+            found = answer.find(self._marker)
             while found >= 0 and found % 8:
-                found = array("q", output_ids).tobytes().find(self._marker, found + 1)
+                found = answer.find(self._marker, found + 1)
             return found >= 0
         if not tools or self._is_call is None or self._decode is None:
             return False

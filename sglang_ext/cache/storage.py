@@ -8,7 +8,6 @@ Source: ``sglang/srt/mem_cache/hicache_storage.py``, release 0.5.23.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -16,21 +15,21 @@ from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
     HiCacheStorageConfig,
     HiCacheStorageExtraInfo,
-    PoolHitPolicy,
     PoolTransfer,
     PoolTransferResult,
 )
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
 from sglang_ext.cache.disk_tier import KV, DiskTier, TierPool
-from sglang_ext.cache.hits import Need, PoolPages, usable
+from sglang_ext.cache.faults import Faults
 from sglang_ext.cache.hooks import opening, set_disk_tier
 from sglang_ext.cache.host_pages import host_pages
 from sglang_ext.cache.identity import pool_identity, rank_identity, ranks_of, updated_weights
 from sglang_ext.cache.namespace import KeySpace, namespace_digest
 from sglang_ext.cache.opening import open_store
 from sglang_ext.cache.placement import place
-from sglang_ext.cache.quiet import LogGate, RepeatFilter
+from sglang_ext.cache.pool_transfers import link, look_up
+from sglang_ext.cache.quiet import RepeatFilter
 from sglang_ext.cache.refresh import Refresher
 from sglang_ext.cache.traffic import Traffic
 from sglang_ext.errors import ConfigError, StoreError
@@ -38,12 +37,6 @@ from sglang_ext.errors import ConfigError, StoreError
 __all__ = ["PageStorage"]
 
 logger = logging.getLogger(__name__)
-
-_NEEDS = {
-    PoolHitPolicy.ALL_PAGES: Need.ALL,
-    PoolHitPolicy.TRAILING_PAGES: Need.LAST,
-    PoolHitPolicy.BLOCK_GROUPS: Need.GROUPS,
-}
 
 _Result = TypeVar("_Result")
 _Move = Callable[[DiskTier, str, list[str], Any], list[bool]]
@@ -71,8 +64,7 @@ class PageStorage(HiCacheStorage):
                 "started with --ext-l3-dir"
             )
         self._settings: dict[str, Any] = settings
-        self._gate = LogGate()
-        self._faults: Counter[str] = Counter()
+        self._faults = Faults()
         self._pools: dict[str, Any] = {}
         self._reads, self._writes = Traffic(), Traffic()
         self._page_bytes = 0
@@ -120,7 +112,7 @@ class PageStorage(HiCacheStorage):
         try:
             self._store.close()
         except Exception as error:
-            self._fault("close", error)
+            self._faults.failed("close", error)
 
     def clear(self) -> None:
         """Forget all pages; files of others in the folder stay. Done by the rank that writes.
@@ -136,7 +128,7 @@ class PageStorage(HiCacheStorage):
         try:
             self._store.clear()
         except StoreError as error:
-            self._faults[f"clear: {type(error).__name__}"] += 1
+            self._faults.count(f"clear: {type(error).__name__}")
             raise
 
     # --- host pools
@@ -232,7 +224,7 @@ class PageStorage(HiCacheStorage):
         """How much of a prefix can be used when several pools have pages of it."""
         transfers = pool_transfers or []
         return self._ask(
-            "look-up", PoolTransferResult(0, {}, []), lambda tier: _look_up(tier, keys, transfers)
+            "look-up", PoolTransferResult(0, {}, []), lambda tier: look_up(tier, keys, transfers)
         )
 
     def batch_get_v2(
@@ -245,7 +237,7 @@ class PageStorage(HiCacheStorage):
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         """Pages of several pools from host memory."""
-        self._ask("write", None, lambda tier: _link(tier, transfers))
+        self._ask("write", None, lambda tier: link(tier, transfers))
         return self._each("write", transfers, DiskTier.offer)
 
     def _each(
@@ -335,14 +327,14 @@ class PageStorage(HiCacheStorage):
         try:
             store = self._store.stats().to_json()
         except Exception as error:
-            self._fault("statistics", error)
+            self._faults.failed("statistics", error)
             store = {}
         return {
             "store": self._placement.owner,
             "stores": self._placement.owners,
             "writes": self._placement.writes,
             "off": self._off,
-            "faults": dict(self._faults),
+            "faults": self._faults.describe(),
             "refreshed": {"hits": refresher.refreshed, "absent": refresher.absent},
             **store,
         }
@@ -361,61 +353,18 @@ class PageStorage(HiCacheStorage):
             return call(tier)
         except Exception as error:
             # SGLang's threads end on an exception, and its scheduler waits for them for ever.
-            self._fault(what, error)
+            self._faults.failed(what, error)
             return otherwise
 
     def _try(self, what: str, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception as error:
-            self._fault(what, error)
-
-    def _fault(self, what: str, error: Exception) -> None:
-        cause = f"{what}: {type(error).__name__}"
-        self._faults[cause] += 1
-        others = self._gate.admits(cause)
-        if others is not None:
-            logger.warning(
-                "Disk tier: a %s failed and counts as a miss (%s: %s); %d more since the last line",
-                *(what, type(error).__name__, error, others),
-                exc_info=not isinstance(error, (StoreError, OSError)),
-            )
+            self._faults.failed(what, error)
 
     def _refuse(self, cause: str, refused: _Result) -> _Result:
-        self._faults[cause] += 1
-        others = self._gate.admits(cause)
-        if others is not None:
-            logger.warning("Disk tier: %s, refused; %d more since the last line", cause, others)
+        self._faults.refused(cause)
         return refused
-
-
-def _look_up(
-    tier: DiskTier, keys: list[str], transfers: Sequence[PoolTransfer]
-) -> PoolTransferResult:
-    _link(tier, transfers)
-    kv_pages = tier.prefix(keys)
-    pools = []
-    for transfer in transfers:
-        need, name, own = _NEEDS[transfer.hit_policy], str(transfer.name), transfer.keys or []
-        pools.append(
-            PoolPages(
-                name,
-                need,
-                tier.resident(name, own if need is Need.GROUPS else keys[:kv_pages]),
-                window_pages=len(own) or 1,
-                group_pages=transfer.group_pages,
-                block_pages=transfer.block_pages,
-            )
-        )
-    result = usable(kv_pages, pools)
-    return PoolTransferResult(result.pages, result.by_pool, result.lengths)
-
-
-def _link(tier: DiskTier, transfers: Sequence[PoolTransfer]) -> None:
-    """Tell the tier of which pools a prefix needs every page."""
-    for transfer in transfers:
-        if transfer.hit_policy == PoolHitPolicy.ALL_PAGES and transfer.indices_from_pool == KV:
-            tier.link(str(transfer.name))
 
 
 def _quieten_sglang() -> None:

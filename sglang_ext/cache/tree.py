@@ -151,7 +151,6 @@ class ExtRadixCache(UnifiedRadixCache):
             TreeMetrics(self.metrics_collector.labels) if params.enable_metrics else None
         )
         self._ended_requests = 0
-        self._writes = settings.writes
         self._learned: LearnedFile | None = None
         # Several ranks must learn alike, and may not have the same file.
         if policy is not None and settings.state_file and ranks == 1:
@@ -207,7 +206,7 @@ class ExtRadixCache(UnifiedRadixCache):
     def shutdown(self) -> None:
         """The process ends."""
         super().shutdown()
-        if self._learned and self._writes and self.policy:
+        if self._learned and self.policy:
             self._learned.save(self.policy, self.requests.clock(), anyway=True)
         if self._log is not None:
             self._log.close()
@@ -313,7 +312,7 @@ class ExtRadixCache(UnifiedRadixCache):
         """A request has ended: its line in the log, and counts in the metrics."""
         if self._log is not None:
             self._log.put(known, stop, output_tokens, self.requests.clock())
-        if self._learned and self._writes and self.policy and not len(self.requests):
+        if self._learned and self.policy and not len(self.requests):
             self._learned.save(self.policy, self.requests.clock())
         if self._metrics is None:
             return

@@ -58,15 +58,15 @@ class TreeMetrics:
     def show(self, counts: Mapping[str, int]) -> None:
         """Add what has been counted since the last time."""
         for name, (tier, event) in _MOVES.items():
-            more = counts.get(name, 0) - self._shown[name]
-            if more > 0:
-                self._tokens.labels(**self._labels, tier=tier, event=event).inc(more)
-                self._shown[name] += more
+            self._add(self._tokens, counts, name, tier=tier, event=event)
         for name in _EVENTS:
-            more = counts.get(name, 0) - self._shown[name]
-            if more > 0:
-                self._events.labels(**self._labels, event=name).inc(more)
-                self._shown[name] += more
+            self._add(self._events, counts, name, event=name)
+
+    def _add(self, series: Any, counts: Mapping[str, int], name: str, **labels: str) -> None:
+        more = counts.get(name, 0) - self._shown[name]
+        if more > 0:
+            series.labels(**self._labels, **labels).inc(more)
+            self._shown[name] += more
 
     def show_curves(self, curves: Mapping[str, Mapping[str, Any]]) -> None:
         """The learned return curves, as `Policy.inspect` gives them; every sixth age."""

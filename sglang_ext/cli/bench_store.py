@@ -15,7 +15,7 @@ from rich.table import Table
 
 from sglang_ext.bench.store import ENGINE_NAMES, PAGE_BYTES, OnStep, StoreBench, bench_store
 from sglang_ext.cli.options import json_option, open_json, write_json
-from sglang_ext.config import parse_size
+from sglang_ext.config.sizes import parse_size
 
 __all__ = ["store"]
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from sglang_ext.cache import upkeep
 from sglang_ext.cli.options import json_option, open_json, write_json
-from sglang_ext.config import format_size, parse_size
+from sglang_ext.config.sizes import format_size, parse_size
 from sglang_ext.errors import ConfigError
 
 __all__ = ["cache"]

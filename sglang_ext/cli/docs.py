@@ -4,17 +4,17 @@ from pathlib import Path
 
 import click
 
-from sglang_ext import plugin, upstream
-from sglang_ext.config import CACHE_RESERVED, FLAGS, STEERED_RESERVED, parse, stock_settings
+from sglang_ext.config import FLAGS, parse
+from sglang_ext.config.cache_stock import CACHE_RESERVED, STEERED_RESERVED
+from sglang_ext.config.stock import stock_settings
+from sglang_ext.plugin.switches import DISABLE, STRICT
+from sglang_ext.plugin.table import GROUPS, HOOKS
+from sglang_ext.upstream.releases import RELEASE_OVERRIDE, TESTED_RELEASES, TESTED_TORCH
+from sglang_ext.upstream.table import SYMBOLS
 
 __all__ = ["compat_page", "flags_page", "write"]
 
 _GENERATED = "<!-- written by `make docs`; change the code, not this page -->"
-_WHERE = {
-    "disk_tier": "schedulers with a disk tier",
-    "tree": "schedulers with a steered tree",
-    "front": "the process that takes requests, with a steered tree",
-}
 _EXAMPLE = {
     "ext_cache": True,
     "ext_l1_tokens": "200k",
@@ -74,10 +74,10 @@ def flags_page() -> str:
         "",
         "| variable | meaning |",
         "|---|---|",
-        f"| `{plugin.STRICT}=0` | go on when a seam did not take effect; said in the log and in "
+        f"| `{STRICT}=0` | go on when a seam did not take effect; said in the log and in "
         "`/server_info` |",
-        f"| `{plugin.DISABLE}=1` | stock SGLang |",
-        f"| `{upstream.RELEASE_OVERRIDE}=VERSION` | let a release try that was not tested (`any` "
+        f"| `{DISABLE}=1` | stock SGLang |",
+        f"| `{RELEASE_OVERRIDE}=VERSION` | let a release try that was not tested (`any` "
         "for every one) |",
         "| `SGLANG_CPU_OMP_THREADS_BIND` | SGLang's own: processors of each rank on a CPU, such as "
         "`0-3\\|4-7`; split evenly when not set |",
@@ -110,12 +110,12 @@ def compat_page() -> str:
         "",
         "| | tested |",
         "|---|---|",
-        f"| SGLang | {', '.join(upstream.TESTED_RELEASES)} |",
-        f"| torch | {upstream.TESTED_TORCH} |",
+        f"| SGLang | {', '.join(TESTED_RELEASES)} |",
+        f"| torch | {TESTED_TORCH} |",
         "| Python | 3.11 |",
         "| devices | plain x86-64 CPU (reference device) |",
         "",
-        f"Another release is refused at start; `{upstream.RELEASE_OVERRIDE}=VERSION` lets it try, "
+        f"Another release is refused at start; `{RELEASE_OVERRIDE}=VERSION` lets it try, "
         "and each seam below is still checked.",
         "",
         "## What is touched",
@@ -123,7 +123,7 @@ def compat_page() -> str:
         "| symbol | relied on |",
         "|---|---|",
     ]
-    for symbol in upstream.SYMBOLS:
+    for symbol in SYMBOLS:
         lines.append(f"| `{symbol.path}` | {symbol.relied_on} |")
     lines += [
         "",
@@ -132,10 +132,10 @@ def compat_page() -> str:
         "| target | kind | our function | where |",
         "|---|---|---|---|",
     ]
-    for hook in plugin.hooks():
+    for hook in HOOKS:
         where = "reference device" if hook.reference_device else "everywhere"
         if hook.groups:
-            where = " or ".join(_WHERE[group] for group in hook.groups)
+            where = " or ".join(GROUPS[group].where for group in hook.groups)
         lines.append(f"| `{hook.path}` | {hook.kind} | `{hook.function}` | {where} |")
     lines += [
         "",

@@ -19,10 +19,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sglang_ext import __version__, plugin, upstream
+from sglang_ext import __version__
 from sglang_ext.cli.options import json_option, open_json, write_json
-from sglang_ext.config import format_size, prepare_l3_dir
+from sglang_ext.config.cache_machine import prepare_l3_dir
+from sglang_ext.config.sizes import format_size
 from sglang_ext.errors import CompatibilityError, ConfigError
+from sglang_ext.plugin.opening import open_group
+from sglang_ext.plugin.reference import reference_device
+from sglang_ext.plugin.switches import DISABLE, STRICT, disabled
+from sglang_ext.plugin.table import GROUPS
+from sglang_ext.plugin.verifying import seam_statuses
+from sglang_ext.upstream.releases import (
+    RELEASE_OVERRIDE,
+    TESTED_RELEASES,
+    check_release,
+    check_torch,
+    installed,
+)
+from sglang_ext.upstream.symbols import check_symbol
+from sglang_ext.upstream.table import SYMBOLS
 
 __all__ = ["Finding", "diagnose", "doctor"]
 
@@ -67,21 +82,21 @@ def _versions() -> Iterator[Finding]:
     yield Finding("version", "sglang-ext", OK, __version__)
     yield Finding("version", "python", OK, platform.python_version())
     try:
-        release = upstream.check_release()
+        release = check_release()
     except CompatibilityError as error:
         yield Finding("version", "sglang", FAILED, error.what, error.fix)
     else:
-        tested = release in upstream.TESTED_RELEASES
-        detail = release if tested else f"{release}, let through by {upstream.RELEASE_OVERRIDE}"
+        tested = release in TESTED_RELEASES
+        detail = release if tested else f"{release}, let through by {RELEASE_OVERRIDE}"
         yield Finding("version", "sglang", OK if tested else NOTE, detail)
     try:
-        upstream.check_torch()
+        check_torch()
     except CompatibilityError as error:
         yield Finding("version", "torch", FAILED, error.what, error.fix)
     else:
-        yield Finding("version", "torch", OK, str(upstream.installed("torch")))
+        yield Finding("version", "torch", OK, str(installed("torch")))
     for package in ("torchvision", "transformers", "xgrammar"):
-        version = upstream.installed(package)
+        version = installed(package)
         if version is None:
             fix = "run: make setup, or install what requirements/server.txt names"
             yield Finding("version", package, FAILED, "not installed", fix)
@@ -99,9 +114,9 @@ def _selection() -> Iterator[Finding]:
     allowed = os.environ.get("SGLANG_PLUGINS", "")
     names = {name.strip() for name in allowed.split(",") if name.strip()}
     selected = os.environ.get("SGLANG_PLATFORM", "")
-    if plugin.disabled():
-        fix = f"unset {plugin.DISABLE}"
-        yield Finding("plugin", "entry point", NOTE, f"{plugin.DISABLE} switches us off", fix)
+    if disabled():
+        fix = f"unset {DISABLE}"
+        yield Finding("plugin", "entry point", NOTE, f"{DISABLE} switches us off", fix)
     elif names and "sglang_ext" not in names:
         fix = "add sglang_ext (and sglang_ext_cpu without a GPU) to SGLANG_PLUGINS"
         yield Finding("plugin", "entry point", FAILED, f"SGLANG_PLUGINS={allowed} hides us", fix)
@@ -116,37 +131,37 @@ def _selection() -> Iterator[Finding]:
 
 def _seams() -> Iterator[Finding]:
     moved = 0
-    for symbol in upstream.SYMBOLS:
+    for symbol in SYMBOLS:
         try:
-            upstream.check_symbol(symbol)
+            check_symbol(symbol)
         except CompatibilityError as error:
             moved += 1
             yield Finding("seam", symbol.path, FAILED, error.what, error.fix)
     if not moved:
-        yield Finding("seam", "symbols of SGLang", OK, f"all {len(upstream.SYMBOLS)} in place")
+        yield Finding("seam", "symbols of SGLang", OK, f"all {len(SYMBOLS)} in place")
 
 
 def _hooks() -> Iterator[Finding]:
-    if plugin.disabled():
+    if disabled():
         return
     try:
         with _lenient():
             from sglang.srt.plugins import load_plugins
 
             load_plugins()
-            for group in plugin.GROUPS:
-                plugin.open_group(group)
+            for group in GROUPS:
+                open_group(group)
     except Exception as error:  # a broken install is a finding
         fix = "install what requirements/server.txt names, see above"
         yield Finding("hook", "all", FAILED, f"{type(error).__name__}: {error}", fix)
         return
-    statuses = plugin.seam_statuses()
+    statuses = seam_statuses()
     if not statuses:
         fix = "see the plugin's finding above"
         yield Finding("hook", "all", FAILED, "SGLang's loader did not run our plugin", fix)
     for status in statuses:
         if status.state == "failed":
-            fix = f"run: pip install --no-deps sglang=={upstream.TESTED_RELEASES[-1]}"
+            fix = f"run: pip install --no-deps sglang=={TESTED_RELEASES[-1]}"
             yield Finding("hook", status.name, FAILED, status.detail, fix)
         else:
             detail = f"{status.state}: {status.detail}" if status.detail else status.state
@@ -156,16 +171,16 @@ def _hooks() -> Iterator[Finding]:
 @contextlib.contextmanager
 def _lenient() -> Iterator[None]:
     """A failed hook is a finding here, and not the end of the process."""
-    before = os.environ.get(plugin.STRICT)
-    os.environ[plugin.STRICT] = "0"
+    before = os.environ.get(STRICT)
+    os.environ[STRICT] = "0"
     logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
-        os.environ.pop(plugin.STRICT)
+        os.environ.pop(STRICT)
         if before is not None:
-            os.environ[plugin.STRICT] = before
+            os.environ[STRICT] = before
 
 
 def _device() -> Iterator[Finding]:
@@ -175,7 +190,7 @@ def _device() -> Iterator[Finding]:
         fix = "set SGLANG_PLATFORM where several platforms are found; else run: make setup"
         yield Finding("device", "platform", FAILED, f"{type(error).__name__}: {error}", fix)
         return
-    ours = plugin.reference_device()
+    ours = reference_device()
     kind = "reference device" if ours else "served by SGLang itself"
     cpus = len(os.sched_getaffinity(0))
     detail = f"{current_platform.device_name}: {kind}, {cpus} processors, {platform.machine()}"

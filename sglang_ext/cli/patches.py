@@ -13,7 +13,7 @@ from sglang_ext.errors import ConfigError
 from sglang_ext.patching import source, table, target
 from sglang_ext.patching.check import DEFAULT_TIMEOUT_S, Proof, check_series
 from sglang_ext.patching.series import Patch, find_patches, read_series
-from sglang_ext.upstream import TESTED_RELEASES
+from sglang_ext.upstream.releases import TESTED_RELEASES
 
 __all__ = ["patches"]
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from sglang_ext.cli.options import json_option, open_json, write_json
-from sglang_ext.config import parse_tokens
+from sglang_ext.config.sizes import parse_tokens
 from sglang_ext.errors import ConfigError
 from sglang_ext.replay.record import record
 from sglang_ext.replay.rivals import RIVALS

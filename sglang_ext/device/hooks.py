@@ -1,6 +1,6 @@
 """What SGLang does differently on the reference device, as hooks and registry entries.
 
-Each hook leaves every other device to SGLang's own code. `plugin.py` puts them in place, and only
+Each hook leaves every other device to SGLang's own code. `plugin/` puts them in place, and only
 where the reference platform is the active one.
 """
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sglang_ext.cache.conversation import Stop, Turn
+from sglang_ext.cache.conversation import STOP_NAMES, Stop, Turn
 from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival
@@ -20,7 +20,7 @@ __all__ = ["Belady", "Learned", "Rank", "Ranking", "Recency", "block_paths"]
 
 Rank = Callable[[Place, float], tuple[float, float]]
 
-_STOPS = {"tool_use": Stop.TOOL, "end_turn": Stop.END}
+_STOPS = {name: stop for stop, name in STOP_NAMES.items()}
 
 
 class Ranking(Protocol):

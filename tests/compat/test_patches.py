@@ -11,7 +11,7 @@ import pytest
 
 from sglang_ext.patching import source
 from sglang_ext.patching.series import find_patches, read_series
-from sglang_ext.upstream import TESTED_RELEASES
+from sglang_ext.upstream.releases import TESTED_RELEASES
 
 GIT = shutil.which("git") or "git"
 RELEASE = TESTED_RELEASES[-1]

@@ -8,39 +8,43 @@ import sys
 
 import pytest
 
-from sglang_ext import plugin, upstream
 from sglang_ext.errors import CompatibilityError
+from sglang_ext.plugin.table import HOOKS
+from sglang_ext.upstream import releases
+from sglang_ext.upstream.storage import WEIGHT_UPDATER
+from sglang_ext.upstream.symbols import Symbol, check_symbol, resolve
+from sglang_ext.upstream.table import SYMBOLS
 
 pytest.importorskip("sglang")
 
 
-@pytest.mark.parametrize("symbol", upstream.SYMBOLS, ids=lambda symbol: symbol.path)
+@pytest.mark.parametrize("symbol", SYMBOLS, ids=lambda symbol: symbol.path)
 def test_symbol_is_in_place(symbol):
-    upstream.check_symbol(symbol)
+    check_symbol(symbol)
 
 
 def test_every_hook_is_on_a_listed_symbol():
-    listed = {symbol.path for symbol in upstream.SYMBOLS}
-    assert {hook.path for hook in plugin.hooks()} <= listed
+    listed = {symbol.path for symbol in SYMBOLS}
+    assert {hook.path for hook in HOOKS} <= listed
 
 
 def test_installed_release_is_a_tested_one():
-    assert upstream.check_release() in upstream.TESTED_RELEASES
-    upstream.check_torch()
+    assert releases.check_release() in releases.TESTED_RELEASES
+    releases.check_torch()
 
 
 def test_a_symbol_that_moved_is_named():
-    moved = upstream.Symbol("sglang.srt.server_args:ServerArgs.no_such_method", "nothing")
+    moved = Symbol("sglang.srt.server_args:ServerArgs.no_such_method", "nothing")
     with pytest.raises(CompatibilityError, match="no_such_method"):
-        upstream.check_symbol(moved)
+        check_symbol(moved)
 
 
 def test_a_parameter_that_went_is_named():
-    changed = upstream.Symbol(
+    changed = Symbol(
         "sglang.srt.utils.common:build_server_info", "nothing", ("server_args", "colour")
     )
     with pytest.raises(CompatibilityError, match="no longer takes colour"):
-        upstream.check_symbol(changed)
+        check_symbol(changed)
 
 
 def test_arguments_that_tell_pages_apart_are_arguments():
@@ -52,7 +56,7 @@ def test_arguments_that_tell_pages_apart_are_arguments():
 
 
 def test_every_way_to_change_weights_passes_our_hook():
-    updater = upstream.resolve(upstream.WEIGHT_UPDATER)
+    updater = resolve(WEIGHT_UPDATER)
     ways = [name for name in vars(updater) if name.startswith("update_weights_from_")]
     assert len(ways) >= 4
     for name in ways:
@@ -63,7 +67,7 @@ def test_every_way_to_change_weights_passes_our_hook():
 
 
 def test_a_page_on_its_way_to_disk_is_locked_until_the_write_returns():
-    controller = upstream.resolve(
+    controller = resolve(
         "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller:HybridCacheController"
     )
     body = inspect.getsource(controller.backup_thread_func)

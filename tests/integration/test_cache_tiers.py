@@ -1,33 +1,17 @@
 """The real server on three tiers: what each serves, what survives a kill, what stays equal."""
 
-import random
 import stat
 
 import pytest
 from support.serving import flush, generate, get, post, served_by, start
 from support.stored_pages import wait_for_pages
+from support.tiered import PAGE, WHOLE, flags, prompts
 
-from sglang_ext import plugin
+from sglang_ext.plugin.table import HOOKS
 
-PAGE = 64
-PROMPT = 1500
-WHOLE = PROMPT // PAGE * PAGE
+PARSER = ("--tool-call-parser", "hermes")
 
 pytestmark = pytest.mark.server
-
-
-def prompts(count, seed=0):
-    generator = random.Random(seed)
-    return [[generator.randrange(1000, 40_000) for _ in range(PROMPT)] for _ in range(count)]
-
-
-def flags(folder):
-    # 4 KiB a token: two prompts fit into L1, four into L2.
-    return (
-        *("--ext-cache", "--ext-l1-tokens", "4k", "--ext-l2-size", "25MB"),
-        *("--ext-l3-dir", str(folder), "--ext-l3-size", "200MB"),
-        *("--tool-call-parser", "hermes"),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +22,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tiny_llama, folder, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "server.log"
-    server = start(tiny_llama, log, *flags(folder))
+    server = start(tiny_llama, log, *flags(folder), *PARSER)
     yield server
     server.stop()
 
@@ -53,7 +37,7 @@ def test_server_info_shows_what_is_in_effect(server, folder):
     assert set(states.values()) == {"applied", "not needed"}
     assert {name for name, state in states.items() if state != "applied"} == {
         "radix cache sglang_ext",
-        *(hook.target for hook in plugin.hooks() if hook.disk_tier or hook.tree),
+        *(hook.target for hook in HOOKS if {"disk_tier", "tree"}.intersection(hook.groups)),
     }
 
 
@@ -84,7 +68,7 @@ def test_folder_is_for_its_owner_alone(server, folder):
 def test_disk_is_warm_after_a_kill(tiny_llama, tmp_path):
     folder = tmp_path / "kv"
     prompt = prompts(1, seed=7)[0]
-    server = start(tiny_llama, tmp_path / "first.log", *flags(folder))
+    server = start(tiny_llama, tmp_path / "first.log", *flags(folder), *PARSER)
     try:
         before = generate(server, prompt)
         wait_for_pages(folder, WHOLE // PAGE)
@@ -92,7 +76,7 @@ def test_disk_is_warm_after_a_kill(tiny_llama, tmp_path):
         assert not server.running
     finally:
         server.stop()
-    server = start(tiny_llama, tmp_path / "second.log", *flags(folder))
+    server = start(tiny_llama, tmp_path / "second.log", *flags(folder), *PARSER)
     try:
         after = generate(server, prompt)
     finally:

@@ -1,34 +1,18 @@
 """The disk tier under a real server: damage, sharing, refreshing, weights, what operators do."""
 
-import random
 import time
 
 import pytest
 from support.serving import flush, generate, get, launch, post, served_by, start
 from support.sliding_window_model import make_sliding_window_model
 from support.stored_pages import stored, wait_for_pages
+from support.tiered import PAGE, PROMPT, WHOLE, flags, prompts
 
 from sglang_ext.cache import upkeep
 
-PAGE = 64
-PROMPT = 1500
 CHAIN = PROMPT // PAGE
-WHOLE = CHAIN * PAGE
 
 pytestmark = pytest.mark.server
-
-
-def prompts(count, seed):
-    chance = random.Random(seed)
-    return [[chance.randrange(1000, 40_000) for _ in range(PROMPT)] for _ in range(count)]
-
-
-def flags(folder, size="200MB"):
-    # 4 KiB a token: two prompts fit into L1, four into L2.
-    return (
-        *("--ext-cache", "--ext-l1-tokens", "4k", "--ext-l2-size", "25MB"),
-        *("--ext-l3-dir", str(folder), "--ext-l3-size", size),
-    )
 
 
 @pytest.fixture(scope="module")

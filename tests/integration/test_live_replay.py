@@ -57,8 +57,9 @@ def live(tiny_llama, tmp_path_factory):
             served.append(served_by(answer))
             ANSWERS.append(answer["output_ids"])
             pages += int(trace.blocks[request] - trace.shared[request])
-            if request % 20 == 0:
-                wait_for_pages(folder / "kv", pages)
+            # Sent while copies to the next tiers were under way, requests moved up to 1.5 points
+            # between L1 and L2, from run to run.
+            wait_for_pages(folder / "kv", pages)
         time.sleep(1)
         yield server, trace, served, folder / "requests.log"
     finally:
@@ -77,10 +78,7 @@ def test_server_reports_what_replay_predicts(live):
     tiers = (L1, L2 - L1, 10**7)
     (row,) = replay(trace, ["lru"], [], tiers=tiers).rows
     predicted = [row.l1_hit, row.l2_hit, row.l3_hit]
-    assert sum(found) == pytest.approx(sum(predicted), abs=0.01)
-    assert found[2] == pytest.approx(predicted[2], abs=0.01)
-    # Each tier to one point on idle cores; on busy ones 1.4 points moved between L1 and L2.
-    assert found == pytest.approx(predicted, abs=0.03)
+    assert found == pytest.approx(predicted, abs=0.01)
     assert min(found) > 0.0
 
 

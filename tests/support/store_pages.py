@@ -1,8 +1,9 @@
 """Pages whose bytes follow from their key, so that anybody can tell a wrong byte."""
 
 import hashlib
+import time
 
-from sglang_ext.cache.store import Page, StoreOptions
+from sglang_ext.cache.store import Page, PageStore, StoreOptions
 from sglang_ext.cache.store.options import MIB
 
 NAMESPACE = hashlib.sha256(b"namespace").digest()
@@ -63,3 +64,21 @@ def read(store, keys, size=8000, namespace=NAMESPACE):
 
 def write(store, keys, size=8000, parent=None, namespace=NAMESPACE):
     return store.write(namespace, pages_of(keys, size, parent))
+
+
+def healthy_again(store, act):
+    """Whether ``act`` succeeds within ten seconds."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if act():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def reopened(folder, how, **changes):
+    """A store that was opened ``how``: from a checkpoint (clean), a journal, or a scan."""
+    store = PageStore(folder, options(**changes))
+    assert store.stats().recovery == how
+    store.check_integrity()
+    return store

@@ -6,7 +6,10 @@ import pickle
 
 import pytest
 
-from sglang_ext import config
+from sglang_ext.config import CAPABILITIES, ExtConfig, parse
+from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
+from sglang_ext.config.sizes import format_size, parse_size, parse_tokens
+from sglang_ext.config.stock import check_conflicts, stock_settings
 from sglang_ext.errors import ConfigError, FlagConflictError
 
 FULL = {
@@ -30,7 +33,7 @@ FULL = {
     ],
 )
 def test_size_is_read(text, size):
-    assert config.parse_size(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -38,14 +41,14 @@ def test_size_is_read(text, size):
 )
 def test_bad_size_says_what_was_expected(text):
     with pytest.raises(ConfigError, match=r"expected .*64MiB"):
-        config.parse_size(text)
+        parse_size(text)
 
 
 @pytest.mark.parametrize(
     ("text", "tokens"), [("8192", 8192), ("200k", 200_000), ("1.5M", 1_500_000)]
 )
 def test_tokens_are_read(text, tokens):
-    assert config.parse_tokens(text) == tokens
+    assert parse_tokens(text) == tokens
 
 
 @pytest.mark.parametrize(
@@ -53,39 +56,39 @@ def test_tokens_are_read(text, tokens):
 )
 def test_bad_tokens_say_what_was_expected(text):
     with pytest.raises(ConfigError, match="expected a whole number from 1 to") as caught:
-        config.parse_tokens(text)
+        parse_tokens(text)
     assert len(str(caught.value)) < 200
 
 
 def test_host_tier_whose_unit_was_forgotten_is_refused():
     with pytest.raises(ConfigError, match="without a unit counts bytes"):
-        config.parse({"ext_cache": True, "ext_l2_size": "64"})
+        parse({"ext_cache": True, "ext_l2_size": "64"})
 
 
 def test_host_tier_beyond_the_machines_memory_is_refused():
-    parsed = config.parse({"ext_cache": True, "ext_l2_size": "64GB"})
-    config.check_l2_fits(parsed, 100 * 10**9)
+    parsed = parse({"ext_cache": True, "ext_l2_size": "64GB"})
+    check_l2_fits(parsed.cache, 100 * 10**9)
     with pytest.raises(ConfigError, match=r"64 GB do not fit .* of 25 GB"):
-        config.check_l2_fits(parsed, 25 * 10**9)
+        check_l2_fits(parsed.cache, 25 * 10**9)
 
 
 def test_device_tier_holds_a_page_at_least():
-    parsed = config.parse({"ext_cache": True, "ext_l1_tokens": "63"})
-    config.check_l1_holds_a_page(parsed, 63)
+    parsed = parse({"ext_cache": True, "ext_l1_tokens": "63"})
+    check_l1_holds_a_page(parsed.cache, 63)
     with pytest.raises(ConfigError, match=r"--ext-l1-tokens 63 .* 64 tokens"):
-        config.check_l1_holds_a_page(parsed, 64)
+        check_l1_holds_a_page(parsed.cache, 64)
     with pytest.raises(ConfigError, match="--page-size 0 is no page"):
-        config.check_l1_holds_a_page(parsed, 0)
+        check_l1_holds_a_page(parsed.cache, 0)
 
 
 def test_nothing_given_is_nothing_active():
-    parsed = config.parse({})
+    parsed = parse({})
     assert not parsed.active
-    assert config.stock_settings(parsed, ranks=1) == ()
+    assert stock_settings(parsed, ranks=1) == ()
 
 
 def test_config_is_frozen_and_survives_pickling():
-    parsed = config.parse(FULL)
+    parsed = parse(FULL)
     assert pickle.loads(pickle.dumps(parsed)) == parsed  # noqa: S301 - our own bytes
     with pytest.raises(AttributeError):
         parsed.cache.l1_tokens = 1
@@ -94,7 +97,7 @@ def test_config_is_frozen_and_survives_pickling():
 @pytest.mark.parametrize("name", ["ext_l1_tokens", "ext_l2_size", "ext_l3_dir", "ext_l3_size"])
 def test_flag_without_its_capability_is_refused(name):
     with pytest.raises(ConfigError, match="without --ext-cache"):
-        config.parse({name: FULL[name]})
+        parse({name: FULL[name]})
 
 
 @pytest.mark.parametrize(
@@ -102,16 +105,16 @@ def test_flag_without_its_capability_is_refused(name):
 )
 def test_third_tier_needs_folder_and_size(drop, named):
     with pytest.raises(ConfigError, match=named):
-        config.parse({k: v for k, v in FULL.items() if k != drop})
+        parse({k: v for k, v in FULL.items() if k != drop})
 
 
 def test_bad_value_names_its_flag():
     with pytest.raises(ConfigError, match="--ext-l2-size: 'lots'"):
-        config.parse({**FULL, "ext_l2_size": "lots"})
+        parse({**FULL, "ext_l2_size": "lots"})
 
 
 def settings_of(values, ranks=1):
-    return {s.field: s.value for s in config.stock_settings(config.parse(values), ranks=ranks)}
+    return {s.field: s.value for s in stock_settings(parse(values), ranks=ranks)}
 
 
 def test_one_flag_sets_the_stock_flags_it_needs():
@@ -147,26 +150,26 @@ def test_third_tier_is_sglangs_dynamic_backend_of_our_class():
 
 def test_unknown_rule_of_admission():
     with pytest.raises(ConfigError, match="--ext-l3-admit: 'some'"):
-        config.parse({**FULL, "ext_l3_admit": "some"})
+        parse({**FULL, "ext_l3_admit": "some"})
 
 
 @pytest.mark.parametrize("name", ["ext_l3_write_limit", "ext_l3_admit"])
 def test_rules_of_the_third_tier_need_it(name):
     value = {"ext_l3_write_limit": "2TB", "ext_l3_admit": "second"}[name]
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} needs --ext-l3-dir"):
-        config.parse({"ext_cache": True, name: value})
+        parse({"ext_cache": True, name: value})
 
 
 def test_third_tier_that_is_too_small_for_its_ranks():
-    parsed = config.parse({**FULL, "ext_l3_size": "20MB"})
-    config.stock_settings(parsed, ranks=2)
+    parsed = parse({**FULL, "ext_l3_size": "20MB"})
+    stock_settings(parsed, ranks=2)
     with pytest.raises(ConfigError, match=r"--ext-l3-size: 20 MB for 3 ranks .* at least 24 MB"):
-        config.stock_settings(parsed, ranks=3)
+        stock_settings(parsed, ranks=3)
 
 
 def check(values, given):
-    parsed = config.parse(values)
-    config.check_conflicts(parsed, config.stock_settings(parsed, ranks=1), given)
+    parsed = parse(values)
+    check_conflicts(parsed, stock_settings(parsed, ranks=1), given)
 
 
 @pytest.mark.parametrize(
@@ -202,16 +205,16 @@ def test_no_capability_no_conflict():
 
 def test_l3_folder_is_made_for_its_owner_alone(tmp_path):
     folder = tmp_path / "a" / "kv"
-    config.prepare_l3_dir(str(folder))
+    prepare_l3_dir(str(folder))
     assert folder.stat().st_mode & 0o777 == 0o700
-    config.prepare_l3_dir(str(folder))
+    prepare_l3_dir(str(folder))
 
 
 def test_l3_folder_that_is_a_file(tmp_path):
     file = tmp_path / "kv"
     file.write_text("not a folder")
     with pytest.raises(ConfigError, match="kv is not a folder"):
-        config.prepare_l3_dir(str(file))
+        prepare_l3_dir(str(file))
     assert file.read_text() == "not a folder"
 
 
@@ -221,22 +224,23 @@ def test_l3_folder_open_to_others_is_refused(tmp_path, mode):
     folder.mkdir()
     folder.chmod(mode)
     with pytest.raises(ConfigError, match=r"make it yours alone \(mode 700\)"):
-        config.prepare_l3_dir(str(folder))
+        prepare_l3_dir(str(folder))
 
 
 def test_l3_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(ConfigError, match="belongs to user id"):
-        config.prepare_l3_dir(str(tmp_path))
+        prepare_l3_dir(str(tmp_path))
 
 
 def test_every_flag_is_documented_and_lands_in_the_config():
-    fields = set(config.CacheConfig.__dataclass_fields__)
-    assert {flag.field for flag in config.FLAGS} == fields
-    assert all(len(flag.help) > 20 for flag in config.FLAGS)
+    for part in CAPABILITIES:
+        fields = getattr(ExtConfig(), part.name).__dataclass_fields__
+        assert {flag.field for flag in part.flags} == set(fields)
+        assert all(len(flag.help) > 20 for flag in part.flags)
 
 
 def test_format_size_keeps_the_unit_readable():
-    assert config.format_size(999) == "999 B"
-    assert config.format_size(1_500_000) == "1.5 MB"
-    assert config.format_size(2 * 10**12) == "2 TB"
+    assert format_size(999) == "999 B"
+    assert format_size(1_500_000) == "1.5 MB"
+    assert format_size(2 * 10**12) == "2 TB"

@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-from sglang_ext import plugin, upstream
+from sglang_ext.plugin import switches, verifying
+from sglang_ext.plugin.reference import PLATFORM
+from sglang_ext.plugin.table import HOOKS
+from sglang_ext.upstream.storage import WEIGHT_UPDATER
 
 pytest.importorskip("sglang")
 
@@ -17,11 +20,11 @@ LOAD = """
 import json
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from sglang_ext import plugin, upstream
+from sglang_ext.plugin.verifying import seam_statuses
 from sglang.srt.platforms import current_platform
 print("RESULT", json.dumps({
     "platform": f"{type(current_platform).__module__}.{type(current_platform).__name__}",
-    "states": {status.name: status.state for status in plugin.seam_statuses()},
+    "states": {status.name: status.state for status in seam_statuses()},
 }))
 """
 
@@ -46,20 +49,20 @@ def load(before_result="", first="", **env):
 def test_every_seam_is_applied_on_the_reference_device():
     result, loaded = load()
     assert loaded is not None, result.stderr
-    assert loaded["platform"] == plugin.PLATFORM
-    of_parts = {hook.target for hook in plugin.hooks() if hook.groups}
+    assert loaded["platform"] == PLATFORM
+    of_parts = {hook.target for hook in HOOKS if hook.groups}
     of_parts.add(TREE)
     others = {state for name, state in loaded["states"].items() if name not in of_parts}
     assert others == {"applied"}
     assert {loaded["states"][name] for name in of_parts} == {"not needed"}
-    assert {hook.target for hook in plugin.hooks()} <= set(loaded["states"])
+    assert {hook.target for hook in HOOKS} <= set(loaded["states"])
 
 
 def test_the_disk_tiers_hooks_are_applied_when_it_is_opened():
     result, loaded = load("from sglang_ext.cache.hooks import opening; assert opening() == []")
     assert loaded is not None, result.stderr
     assert loaded["states"].pop(TREE) == "not needed"
-    in_front = {hook.target for hook in plugin.hooks() if hook.groups == ("front",)}
+    in_front = {hook.target for hook in HOOKS if hook.groups == ("front",)}
     others = {state for name, state in loaded["states"].items() if name not in in_front}
     assert others == {"applied"}
 
@@ -71,7 +74,7 @@ def test_the_radix_cache_is_entered_where_sglang_has_loaded_its_own():
 
 
 def test_a_disk_tier_whose_hook_moved_does_not_open():
-    module, _, name = upstream.WEIGHT_UPDATER.partition(":")
+    module, _, name = WEIGHT_UPDATER.partition(":")
     move = (
         f"from {module} import {name} as updater; del updater._observe_weight_load; "
         "from sglang_ext.cache.hooks import opening; missing = opening()"
@@ -90,9 +93,7 @@ def test_platform_of_somebody_else_needs_no_device_hooks():
     result, loaded = load(SGLANG_USE_CPU_ENGINE="1", SGLANG_EXT_STRICT="0")
     assert loaded is not None, result.stderr
     assert loaded["platform"] == "sglang.srt.platforms.cpu.CpuSRTPlatform"
-    needed = {
-        hook.target for hook in plugin.hooks() if not hook.reference_device and not hook.groups
-    }
+    needed = {hook.target for hook in HOOKS if not hook.reference_device and not hook.groups}
     states = loaded["states"]
     assert {name for name, state in states.items() if state == "applied"} == needed
     assert {states[name] for name in set(states) - needed} == {"not needed"}
@@ -140,12 +141,12 @@ def test_a_hook_is_found_under_the_hooks_of_others():
         return inner() * 10
 
     chain = wrapped_by(theirs, wrapped_by(ours, original))
-    assert plugin._wraps(chain, ours)
-    assert not plugin._wraps(wrapped_by(theirs, original), ours)
-    assert not plugin._wraps(original, ours)
+    assert verifying._wraps(chain, ours)
+    assert not verifying._wraps(wrapped_by(theirs, original), ours)
+    assert not verifying._wraps(original, ours)
 
 
 @pytest.mark.parametrize(("value", "off"), [("1", True), ("0", False), ("", False)])
 def test_switch(monkeypatch, value, off):
-    monkeypatch.setenv(plugin.DISABLE, value)
-    assert plugin.disabled() is off
+    monkeypatch.setenv(switches.DISABLE, value)
+    assert switches.disabled() is off

@@ -69,7 +69,9 @@ class WriteHours:
 
     def _turn(self) -> None:
         hour = int(self._clock() // _HOUR_S)
-        passed = min(max(hour - self._hour, 0), DAY_HOURS)  # a clock set back changes nothing
+        if self._hour - hour >= DAY_HOURS:  # years ahead, say: what was written counts as now
+            self._hour = hour
+        passed = min(max(hour - self._hour, 0), DAY_HOURS)  # set back by less: hours stand still
         self._written = self._written[passed:] + [0] * passed
         self._hour = max(hour, self._hour)
 

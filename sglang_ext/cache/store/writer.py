@@ -80,7 +80,7 @@ class Writer:
             committed.extend(self._keeper.commit(plan, written))
 
         job = WriteJob(namespace, plan, sources, Batch(1), commit, self._health.failed)
-        # As many operations as writes may be in flight.
+        # As many operations as writes may be in flight while reads are about.
         most = operation_bytes(
             plan.accepted, self._options.io_threads // 2, self._options.operation_bytes
         )

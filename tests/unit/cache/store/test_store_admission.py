@@ -70,6 +70,17 @@ def test_a_clock_that_is_set_back_forgets_nothing():
     assert hours.left_bytes() == 59
 
 
+@pytest.mark.parametrize("back", [5, 500])
+def test_a_clock_that_was_set_back_still_lets_hours_pass(back):
+    clock = Clock()
+    hours = WriteHours(100, clock)
+    hours.add(40)
+    clock.hours -= back
+    hours.add(1)
+    clock.hours += 24 + min(back, 24)
+    assert hours.left_bytes() == 100
+
+
 def test_damaged_hours_have_a_fixed_size():
     assert len(WriteHours(None, Clock()).pack()[1]) == struct.calcsize("<24Q") == 192
 

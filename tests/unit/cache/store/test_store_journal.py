@@ -4,7 +4,6 @@ import errno
 import os
 
 import pytest
-from support.store_disks import FaultyDisk
 from support.store_pages import key_of
 
 from sglang_ext.cache.store.folder import StoreFolder
@@ -14,11 +13,6 @@ from sglang_ext.errors import StoreError
 
 RECORDS = 8
 SIZE = JOURNAL_HEADER_BYTES + RECORDS * 128
-
-
-@pytest.fixture
-def disk():
-    return FaultyDisk()
 
 
 @pytest.fixture

@@ -1,0 +1,85 @@
+"""Return curves read at an age: what holding a block is worth then, how likely a return is.
+
+Pure: neither torch nor SGLang is imported.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+from sglang_ext.cache.conversation import FEATURES, Stop
+from sglang_ext.cache.returns import AGES, ReturnModel, cold_value, hold_value
+
+__all__ = ["AGES_S", "COLD", "NEXT_S", "Curves", "chance_of_return"]
+
+AGES_S: list[float] = AGES.tolist()
+_ENDS_S = [*AGES_S[1:], AGES_S[-1] * 1.5]
+NEXT_S = [*AGES_S, inf]
+# Worth by age of a policy that has learned nothing.
+COLD: list[float] = cold_value().tolist()
+# Pauses between two looks at the average curve, by which nodes of several conversations are judged.
+_AVERAGE_EVERY = 256
+
+
+class Curves:
+    """The curves of a model."""
+
+    def __init__(self, model: ReturnModel) -> None:
+        self._model = model
+        self._average = array("d")
+        self._average_at = -_AVERAGE_EVERY
+
+    def worth(self, curve: "array[float]", place: int, age: float) -> float:
+        """A curve between two ages.
+
+        A cold model takes steps, which keep the order of ages exact though worths are asked for at
+        different times.
+
+        Args:
+            curve: of the model, or `average`.
+            place: of the last age in `AGES_S` that is not above ``age``.
+            age: seconds since the pause began.
+        """
+        worth = curve[place]
+        if not self._model.steps or place + 1 >= len(curve):
+            return worth
+        part = (age - AGES_S[place]) / (AGES_S[place + 1] - AGES_S[place])
+        return worth + (curve[place + 1] - worth) * min(1.0, max(0.0, part))
+
+    def average(self) -> "array[float]":
+        """The curve of a pause of which nothing particular is known."""
+        if self._model.opened - self._average_at >= _AVERAGE_EVERY:
+            self._average = self._model.packed(self._model.average())
+            self._average_at = self._model.opened
+        return self._average
+
+    def by_stop(self) -> dict[str, Any]:
+        """The average curve for each way to stop, as plain values."""
+        curves = {}
+        for stop in (Stop.TOOL, Stop.END, Stop.OTHER):
+            column = FEATURES.index(f"stop {stop.name.lower()}")
+            hazard = self._model.hazard(self._model.average(column))
+            curves[stop.name.lower()] = {
+                "age_s": _ENDS_S,
+                "back": [round(1.0 - away, 4) for away in (1.0 - hazard).cumprod().tolist()],
+                "worth": [float(f"{value:.3g}") for value in hold_value(hazard).tolist()],
+            }
+        return curves
+
+
+def chance_of_return(hazard: Sequence[float], begin: float, end: float) -> float:
+    """Chance of a return between two ages of a pause, in seconds.
+
+    Args:
+        hazard: chance of a return by place in `AGES_S`, of a conversation that is still away.
+        begin: the first age.
+        end: the last age.
+    """
+    away = 1.0
+    for place in range(max(0, bisect_right(AGES_S, begin) - 1), bisect_right(AGES_S, end)):
+        low, high = max(begin, AGES_S[place]), min(end, _ENDS_S[place])
+        if high > low:
+            away *= (1.0 - hazard[place]) ** ((high - low) / (_ENDS_S[place] - AGES_S[place]))
+    return 1.0 - away

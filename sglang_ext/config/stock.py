@@ -1,0 +1,51 @@
+"""SGLang's own flags: which of them ours set, and which contradict ours; one line a capability."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sglang_ext.config import ExtConfig, cache_stock
+from sglang_ext.config.stock_setting import StockSetting
+from sglang_ext.errors import FlagConflictError
+
+__all__ = ["check_conflicts", "stock_settings"]
+
+
+def stock_settings(
+    config: ExtConfig, *, ranks: int, identity: Mapping[str, Any] | None = None
+) -> tuple[StockSetting, ...]:
+    """The stock flags that ``config`` sets on a server of ``ranks`` processes.
+
+    Args:
+        config: what was asked for.
+        ranks: processes that hold KV. SGLang's own sizes are per rank.
+        identity: model and arguments that decide what a cached page means, as plain values.
+
+    Raises:
+        ConfigError: a size does not suffice for so many ranks.
+    """
+    return cache_stock.settings(config.cache, ranks=ranks, identity=identity or {})
+
+
+def check_conflicts(
+    config: ExtConfig, settings: tuple[StockSetting, ...], given: Mapping[str, Any]
+) -> None:
+    """Refuse stock flags that contradict ``config``.
+
+    Args:
+        config: what was asked for.
+        settings: from `stock_settings`.
+        given: stock arguments that the user gave himself, by attribute.
+
+    Raises:
+        FlagConflictError: names both flags.
+    """
+    cache_stock.check_reserved(config.cache, given)
+    for setting in settings:
+        if setting.overridable or setting.field not in given:
+            continue
+        if given[setting.field] != setting.value:
+            raise FlagConflictError(
+                f"{setting.stock_flag} {given[setting.field]} contradicts {setting.because}, which "
+                f"sets it to {setting.value}; drop one of them"
+            )
+    cache_stock.check_values(config.cache, given)

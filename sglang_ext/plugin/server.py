@@ -1,0 +1,54 @@
+"""The seams of the server as a whole: its flags, its config, its ``/server_info``."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sglang_ext import __version__
+from sglang_ext.cache import front
+from sglang_ext.plugin.opening import open_group
+from sglang_ext.plugin.reference import reference_device
+from sglang_ext.plugin.verifying import seam_statuses
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["add_flags", "show_in_server_info", "take_config"]
+
+
+def add_flags(_result: None, parser: "argparse.ArgumentParser") -> None:
+    """AFTER hook of ``ServerArgs.add_cli_args``; see `arguments.add_flags`."""
+    from sglang_ext import arguments
+
+    arguments.add_flags(parser, check_always=reference_device())
+
+
+def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespace") -> Any:
+    """AROUND hook of ``ServerArgs.from_cli_args``; see `arguments.carry_config`.
+
+    The process that parses the arguments is the one that takes requests.
+    """
+    from sglang_ext import arguments
+
+    record = arguments.carry_config(original, cls, args)
+    if arguments.tree_settings(record) is not None:
+        open_group("front")
+        front.add_routes(getattr(record, "dp_size", 1) or 1)
+    return record
+
+
+def show_in_server_info(
+    info: dict[str, Any], server_args: Any, *_args: Any, **_kwargs: Any
+) -> dict[str, Any]:
+    """AFTER hook of ``build_server_info``: what is installed, asked for and in effect."""
+    from sglang_ext.arguments import config_of
+    from sglang_ext.config import describe
+
+    failed = [status.name for status in seam_statuses() if status.state == "failed"]
+    info["sglang_ext"] = {
+        "version": __version__,
+        "degraded": bool(failed),
+        "config": describe(config_of(server_args)),
+        "seams": [asdict(status) for status in seam_statuses()],
+    }
+    return info

@@ -1,0 +1,23 @@
+"""All seams with SGLang: those of each room, one room a line."""
+
+from sglang_ext.plugin import cache_seams, device_seams, server_seams
+from sglang_ext.plugin.seam import Entry, Group, Hook
+
+__all__ = ["ENTRIES", "GROUPS", "HOOKS"]
+
+HOOKS: tuple[Hook, ...] = (
+    *server_seams.HOOKS,
+    *device_seams.HOOKS,
+    *cache_seams.HOOKS,
+)
+
+ENTRIES: tuple[Entry, ...] = (
+    *device_seams.ENTRIES,
+    *cache_seams.ENTRIES,
+)
+
+# Hooks of these are put in place when they are opened (`opening.open_group`), with what they lack
+# said so.
+GROUPS: dict[str, Group] = {
+    **cache_seams.GROUPS,
+}

@@ -1,0 +1,24 @@
+"""A server of tiny-llama on three tiers, and prompts that fill them."""
+
+import random
+from pathlib import Path
+
+__all__ = ["PAGE", "PROMPT", "WHOLE", "flags", "prompts"]
+
+PAGE = 64
+PROMPT = 1500
+WHOLE = PROMPT // PAGE * PAGE
+
+
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    """Prompts of ``PROMPT`` tokens that share nothing."""
+    generator = random.Random(seed)
+    return [[generator.randrange(1000, 40_000) for _ in range(PROMPT)] for _ in range(count)]
+
+
+def flags(folder: Path, size: str = "200MB") -> tuple[str, ...]:
+    """Of the server. A token is 4 KiB: two prompts fit into L1, four into L2."""
+    return (
+        *("--ext-cache", "--ext-l1-tokens", "4k", "--ext-l2-size", "25MB"),
+        *("--ext-l3-dir", str(folder), "--ext-l3-size", size),
+    )
