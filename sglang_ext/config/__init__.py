@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sglang_ext.config import cache
+from sglang_ext.config import cache, context_parallel
 from sglang_ext.config.cache import CacheConfig
+from sglang_ext.config.context_parallel import ContextParallelConfig
 from sglang_ext.config.flag import Flag, read
 
 __all__ = ["CAPABILITIES", "FLAGS", "Capability", "ExtConfig", "describe", "parse"]
@@ -35,6 +36,12 @@ class Capability:
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability("cache", cache.FLAGS, CacheConfig, cache.check_together),
+    Capability(
+        "context_parallel",
+        context_parallel.FLAGS,
+        ContextParallelConfig,
+        context_parallel.check_together,
+    ),
 )
 
 FLAGS: tuple[Flag, ...] = tuple(flag for part in CAPABILITIES for flag in part.flags)
@@ -48,12 +55,13 @@ class ExtConfig:
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
+    context_parallel: ContextParallelConfig = field(default_factory=ContextParallelConfig)
     secret: bytes = field(default=b"", repr=False)
 
     @property
     def active(self) -> bool:
         """Whether any capability was switched on."""
-        return self.cache.enabled
+        return self.cache.enabled or self.context_parallel.enabled
 
 
 def parse(values: Mapping[str, Any]) -> ExtConfig:

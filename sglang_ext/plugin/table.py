@@ -1,6 +1,11 @@
 """All seams with SGLang: those of each room, one room a line."""
 
-from sglang_ext.plugin import cache_seams, device_seams, server_seams
+from sglang_ext.plugin import (
+    cache_seams,
+    context_parallel_seams,
+    device_seams,
+    server_seams,
+)
 from sglang_ext.plugin.seam import Entry, Group, Hook
 
 __all__ = ["ENTRIES", "GROUPS", "HOOKS"]
@@ -9,6 +14,7 @@ HOOKS: tuple[Hook, ...] = (
     *server_seams.HOOKS,
     *device_seams.HOOKS,
     *cache_seams.HOOKS,
+    *context_parallel_seams.HOOKS,
 )
 
 ENTRIES: tuple[Entry, ...] = (
@@ -20,4 +26,5 @@ ENTRIES: tuple[Entry, ...] = (
 # said so.
 GROUPS: dict[str, Group] = {
     **cache_seams.GROUPS,
+    **context_parallel_seams.GROUPS,
 }

@@ -22,9 +22,12 @@ ALLOWED = {
     "config": {"errors"},
     "upstream": {"errors"},
     "errors": set(),
-    "arguments": {"cache", "config", "errors"},
+    "arguments": {"cache", "config", "context_parallel", "errors"},
     "serve_help": set(),
-    "plugin": {"arguments", "cache", "config", "device", "errors", "serve_help", "upstream"},
+    "plugin": {
+        *("arguments", "cache", "config", "context_parallel", "device", "errors", "serve_help"),
+        "upstream",
+    },
     "bench": {"cache", "context_parallel", "device", "errors", "models"},
     "replay": {"cache", "errors"},
 }
@@ -66,6 +69,8 @@ def run(code):
         "sglang_ext.cache.upkeep",
         "sglang_ext.cache.weights",
         "sglang_ext.cache.store",
+        "sglang_ext.context_parallel.hooks",
+        "sglang_ext.context_parallel.names",
         "sglang_ext.context_parallel.plan",
         "sglang_ext.cli.main",
         "sglang_ext.models",
