@@ -8,7 +8,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sglang_ext.cli.options import json_option, open_json, write_json
+from sglang_ext.cli.options import json_option, open_json, workdir_option, write_json
+from sglang_ext.models import default_folder
 
 __all__ = ["prefill"]
 
@@ -17,20 +18,43 @@ _PLAIN_WIDTH = 100
 
 @click.command()
 @click.option("--batches", default=400, show_default=True, help="Random mixed batches.")
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Model folder. Default: smollm2 as made by `sglang-ext model`.",
+)
+@click.option("--rounds", default=3, show_default=True, help="Rounds of each timed prompt.")
+@click.option("--servers/--no-servers", default=True, help="Time real servers. Default: they are.")
+@workdir_option("build", "Where the servers' logs go.")
 @json_option("the figures")
-def prefill(batches: int, json_file: Path | None) -> None:
-    """Balance over ranks and collectives of a layer: ours beside SGLang's two splits.
+def prefill(
+    batches: int,
+    model: Path | None,
+    rounds: int,
+    servers: bool,
+    workdir: Path,
+    json_file: Path | None,
+) -> None:
+    """Context-parallel prefill: balance and collectives beside SGLang's, one rank against two.
 
-    No server runs, and no time on an accelerator is claimed.
+    No time on an accelerator is claimed.
     """
     from sglang_ext.bench.prefill import bench_prefill
 
     open_json(json_file)
-    result = bench_prefill(batches, lambda step: click.echo(step, err=True))
+    folder = (model or default_folder("smollm2")) if servers else None
+    result = bench_prefill(
+        batches, folder, rounds, workdir, lambda step: click.echo(step, err=True)
+    )
     write_json(json_file, result)
     console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     console.print(_balance_table(result["balance"]))
     console.print(_collectives_table(result["collectives"]))
+    if "speedup" in result:
+        console.print(_speedup_table(result["model"]["points"], result["speedup"]))
+        console.print(_model_table(result["model"]))
+    console.print(_anchors_table(result["anchors"]))
 
 
 def _balance_table(rows: list[dict[str, Any]]) -> Table:
@@ -65,6 +89,60 @@ def _collectives_table(result: dict[str, Any]) -> Table:
         ("interleave", result["interleave"]),
     ):
         table.add_row(row["shape"], name, str(row["per_layer"]), f"{row['bytes_per_rank']:,}")
+    return table
+
+
+def _speedup_table(points: list[dict[str, Any]], speedup: dict[str, Any]) -> Table:
+    gained = f"{speedup['ratio']} x at {speedup['prompt_tokens']} tokens"
+    title = f"cold prefill, a core for each rank: {gained}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("tokens", "ranks", "seconds", "model, s", "error", ""):
+        table.add_column(heading, justify="right")
+    for point in sorted(points, key=lambda one: (one["tokens"], one["ranks"])):
+        table.add_row(
+            f"{point['tokens']:,}",
+            str(point["ranks"]),
+            f"{point['measured_s']:.3f}",
+            f"{point['model_s']:.3f}",
+            f"{point['error']:+.1%}",
+            "held out" if point["held_out"] else "",
+        )
+    return table
+
+
+def _model_table(model: dict[str, Any]) -> Table:
+    error = model["held_out_error"]
+    title = f"more such ranks, by a model with an error of {error['mean']:.1%} where held out"
+    table = Table(title=title, title_justify="left")
+    for heading in ("tokens", "ranks", "seconds", "efficiency"):
+        table.add_column(heading, justify="right")
+    for row in model["what_if"]:
+        table.add_row(
+            f"{row['tokens']:,}",
+            str(row["ranks"]),
+            f"{row['seconds']:,.1f}",
+            f"{row['efficiency']:.1%}",
+        )
+    return table
+
+
+def _anchors_table(anchors: dict[str, Any]) -> Table:
+    check = anchors["check"]
+    title = (
+        f"{anchors['model']} after {anchors['source']}, predicted; of {check['tokens']:,} tokens "
+        f"{check['model_s']} s where {check['published_s']} s are published"
+    )
+    table = Table(title=title, title_justify="left")
+    for heading in ("tokens", "devices", "GB/s", "AllGathers hidden, s", "exposed, s"):
+        table.add_column(heading, justify="right")
+    for row in anchors["what_if"]:
+        table.add_row(
+            f"{row['tokens']:,}",
+            str(row["devices"]),
+            str(row["interconnect_gb_s"]),
+            f"{row['hidden_s']:.2f}",
+            f"{row['exposed_s']:.2f}",
+        )
     return table
 
 

@@ -14,7 +14,8 @@ from sglang_ext.errors import ConfigError
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     file = tmp_path_factory.mktemp("bench") / "prefill.json"
-    run = CliRunner().invoke(cli, ["bench", "prefill", "--batches", "40", "--json", str(file)])
+    argv = ["bench", "prefill", "--no-servers", "--batches", "40", "--json", str(file)]
+    run = CliRunner().invoke(cli, argv)
     assert run.exit_code == 0, run.output
     return json.loads(file.read_text(encoding="utf-8"))
 
