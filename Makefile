@@ -51,8 +51,8 @@ check: setup  ## Lint, types, unit tests, docs
 test: models  ## All tests, with real servers
 	$(BIN)/pytest tests -q
 
-chaos: setup  ## Kills and power losses of the page store, 1,000 rounds
-	SGLANG_EXT_CHAOS_ROUNDS=1000 $(BIN)/pytest tests/chaos/test_store_crash.py -q -s
+chaos: setup  ## Kills and power losses of the page store, 1,000 rounds (SGLANG_EXT_CHAOS_ROUNDS)
+	SGLANG_EXT_CHAOS_ROUNDS=$${SGLANG_EXT_CHAOS_ROUNDS:-1000} $(BIN)/pytest tests/chaos/test_store_crash.py -q -s
 
 $(BENCH_STAMP): $(STAMP) requirements/bench.txt
 	$(BIN)/python -m pip install -qq -r requirements/bench.txt -c requirements/constraints.txt

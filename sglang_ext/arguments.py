@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sglang_ext.cache.folder import check_stores, hold
+from sglang_ext.cache.folder import check_stores, hold, state_bytes
 from sglang_ext.cache.secret import folder_secret
 from sglang_ext.cache.settings import TreeSettings
+from sglang_ext.cache.state import STATE_NAME, check_state
 from sglang_ext.config import FLAGS, ExtConfig, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
 from sglang_ext.config.stock import check_conflicts, stock_settings
@@ -25,7 +26,7 @@ from sglang_ext.context_parallel.names import (
     MODEL_PACKAGE,
     MODEL_PACKAGE_VARIABLE,
 )
-from sglang_ext.errors import ConfigError, SglangExtError
+from sglang_ext.errors import ConfigError, SglangExtError, StoreError
 
 __all__ = [
     "CONFIG_ATTRIBUTE",
@@ -117,7 +118,8 @@ def tree_settings(server_args: Any) -> TreeSettings | None:
     return TreeSettings(
         policy=cache.policy or defaults.policy,
         secret=config.secret,
-        state_file=str(Path(cache.l3_dir) / "policy.state") if cache.l3_dir else "",
+        state_file=str(Path(cache.l3_dir) / STATE_NAME) if cache.l3_dir else "",
+        state_bytes=state_bytes(cache.l3_bytes or 0),
         record_file=cache.record or "",
         record_bytes=cache.record_bytes or defaults.record_bytes,
         tool_call_parser=getattr(server_args, "tool_call_parser", None) or "",
@@ -150,7 +152,11 @@ def _complete(
         prepare_l3_dir(config.cache.l3_dir)
         # This process lives as long as the server, and so does the lock.
         hold(Path(config.cache.l3_dir), node=getattr(parsed, "node_rank", 0) or 0)
-        check_stores(Path(config.cache.l3_dir))
+        try:
+            check_stores(Path(config.cache.l3_dir))
+        except StoreError as error:
+            raise ConfigError(f"--ext-l3-dir: {error}") from None
+        check_state(Path(config.cache.l3_dir) / STATE_NAME)
     if config.cache.steered:
         folder = config.cache.l3_dir
         secret = folder_secret(Path(folder)) if folder else secrets.token_bytes(16)

@@ -1,18 +1,18 @@
 """Advice of clients about their sessions, on its way to the scheduler.
 
-It travels with the next requests, in the same action as what is known of them. Nothing is evicted
-while none comes, so it is never late; and all ranks of a replica hear it at the same point of the
-same stream.
+It travels with the next requests, in the same action as what is known of them: so all ranks of a
+replica hear it at the same point of the same stream. Until one comes it waits; what is evicted in
+between, by a request that runs on, is chosen without it.
 
 Pure: neither torch nor SGLang is imported.
 """
 
 import itertools
-import math
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
+from sglang_ext.cache.names import session_of, tenant_of
 from sglang_ext.cache.sessions import LONGEST_NAME, session_hint
 from sglang_ext.errors import AdviceError
 
@@ -23,15 +23,19 @@ ACTIONS = ("pause", "resume", "end", "pin")
 _LONGEST_S = 86_400.0
 # Advice that waits for a request, and how much of it one request takes along.
 _WAITING, _AT_ONCE = 4096, 64
+# A request may be refused before it reaches the scheduler, so each advice travels so many times.
+_TIMES = 3
 # Replicas are reached by chance; each advice goes along with so many requests for each of them.
-_REPEATS = 16
+_TIMES_A_REPLICA = 16
 
 
-def read_advice(body: object) -> tuple[str, str, float]:
-    """Action, session (a digest) and seconds of an advice.
+def read_advice(body: object, key: bytes = b"") -> tuple[str, str, float]:
+    """Action, session (a digest, `names.session_of`) and seconds of an advice.
 
     Args:
-        body: what the client sent: ``action``, ``session`` or ``user``, and ``seconds``.
+        body: what the client sent: ``action``, ``session`` or ``user``, ``seconds``, and
+            ``cache_salt`` and ``extra_key`` where the session's requests have them.
+        key: of digests, secret.
 
     Raises:
         AdviceError: it is not one.
@@ -45,18 +49,27 @@ def read_advice(body: object) -> tuple[str, str, float]:
     session = None
     if len(str(name)) <= LONGEST_NAME and len(str(user)) <= LONGEST_NAME:
         user = user if isinstance(user, str) else None
-        session = session_hint(kv_hints={"session_id": name}, user=user)
+        session = session_hint(kv_hints={"session_id": name}, user=user, key=key)
     if session is None:
         raise AdviceError("nobody is named", fix="give session or user, up to 512 characters")
+    extra_key, cache_salt = body.get("extra_key"), body.get("cache_salt")
+    if not all(part is None or isinstance(part, str) for part in (extra_key, cache_salt)):
+        raise AdviceError("extra_key or cache_salt is no text", fix="give those of the requests")
     seconds = body.get("seconds", 0.0)
-    good = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not good or not math.isfinite(seconds) or not 0 <= seconds <= _LONGEST_S:
+    if not _is_time(seconds):
         raise AdviceError(
             f"seconds {str(seconds)[:40]!r} is no time", fix=f"give 0 to {_LONGEST_S:g}"
         )
     if action == "pin" and not seconds:
         raise AdviceError("a pin needs seconds", fix="say how long")
-    return str(action), session, float(seconds)
+    tenant = tenant_of(key, extra_key, cache_salt)
+    return str(action), session_of(key, tenant, session), float(seconds)
+
+
+def _is_time(seconds: object) -> TypeGuard[float]:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return False
+    return 0 <= seconds <= _LONGEST_S
 
 
 class Outbox:
@@ -67,13 +80,13 @@ class Outbox:
     """
 
     def __init__(self, replicas: int = 1) -> None:
-        self._repeats = 1 if replicas <= 1 else replicas * _REPEATS
+        self._times = _TIMES if replicas <= 1 else replicas * _TIMES_A_REPLICA
         self._numbers = itertools.count()
         self._waiting: deque[tuple[list[Any], int]] = deque(maxlen=_WAITING)
 
     def put(self, action: str, session: str, seconds: float) -> None:
         """Advice has come; the oldest is dropped where too much waits."""
-        self._waiting.append(([next(self._numbers), action, session, seconds], self._repeats))
+        self._waiting.append(([next(self._numbers), action, session, seconds], self._times))
 
     def take(self) -> list[list[Any]]:
         """What goes along with the request at hand."""
@@ -99,10 +112,10 @@ class Advised:
             if not isinstance(row, list) or len(row) != 4:
                 continue
             number, action, session, seconds = row
-            right = isinstance(number, int) and isinstance(seconds, int | float)
-            if right and number not in self._seen:
+            right = isinstance(number, int) and isinstance(session, str) and _is_time(seconds)
+            if right and action in ACTIONS and number not in self._seen:
                 self._seen[number] = None
                 if len(self._seen) > 2 * _WAITING:
                     self._seen.popitem(last=False)
-                found.append((str(action), str(session), float(seconds)))
+                found.append((action, session, float(seconds)))
         return found

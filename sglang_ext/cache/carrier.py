@@ -22,6 +22,7 @@ def describe_request(
     headers: Mapping[str, str],
     hints: Mapping[str, Any] | None,
     received_s: float,
+    key: bytes = b"",
 ) -> dict[str, Any]:
     """What the scheduler is told of a request; names as digests.
 
@@ -30,6 +31,7 @@ def describe_request(
         headers: of the request; names in lower case.
         hints: payload of the client's own hints that name a session, if any.
         received_s: when it came.
+        key: of digests, secret.
     """
     metadata = body.get("metadata")
     metadata = metadata if isinstance(metadata, Mapping) else {}
@@ -37,9 +39,10 @@ def describe_request(
         metadata=_short(metadata),
         header=_name(headers.get("x-session-id")),
         user=_name(body.get("user")) or _name(metadata.get("user_id")),
+        key=key,
     )
     told: dict[str, Any] = {"received": received_s}
-    strong = session_hint(kv_hints=_short(hints or {}))
+    strong = session_hint(kv_hints=_short(hints or {}), key=key)
     for name, value in (
         ("session", strong),
         ("weak_session", weak),

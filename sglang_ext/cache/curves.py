@@ -19,8 +19,9 @@ _ENDS_S = [*AGES_S[1:], AGES_S[-1] * 1.5]
 NEXT_S = [*AGES_S, inf]
 # Worth by age of a policy that has learned nothing.
 COLD: list[float] = cold_value().tolist()
-# Pauses between two looks at the average curve, by which nodes of several conversations are judged.
-_AVERAGE_EVERY = 256
+# Pauses between two looks at the average curve, by which nodes of several conversations are judged,
+# and before the first.
+_AVERAGE_EVERY, _FIRST_AVERAGE = 256, 16
 
 
 class Curves:
@@ -28,8 +29,8 @@ class Curves:
 
     def __init__(self, model: ReturnModel) -> None:
         self._model = model
-        self._average = array("d")
-        self._average_at = -_AVERAGE_EVERY
+        self._average = model.packed(model.average())
+        self._average_at = model.opened
 
     def worth(self, curve: "array[float]", place: int, age: float) -> float:
         """A curve between two ages.
@@ -50,10 +51,17 @@ class Curves:
 
     def average(self) -> "array[float]":
         """The curve of a pause of which nothing particular is known."""
-        if self._model.opened - self._average_at >= _AVERAGE_EVERY:
-            self._average = self._model.packed(self._model.average())
-            self._average_at = self._model.opened
         return self._average
+
+    def refresh(self) -> None:
+        """Take what was learned into the average, now and then; sooner while little is known.
+
+        Called where all ranks of a server call it alike, and not where the average is asked for.
+        """
+        opened = self._model.opened
+        if opened - self._average_at >= min(_AVERAGE_EVERY, max(_FIRST_AVERAGE, self._average_at)):
+            self._average = self._model.packed(self._model.average())
+            self._average_at = opened
 
     def by_stop(self) -> dict[str, Any]:
         """The average curve for each way to stop, as plain values."""

@@ -154,6 +154,38 @@ class DiskTier:
         self._store.touch(key)
         return True
 
+    def tail_keys(self, hashes: Sequence[str]) -> list[bytes]:
+        """Keys of the last of the pages that prefixes up to here need."""
+        return [self._tail(page_hash) for page_hash in hashes]
+
+    def know(self, keys: Sequence[bytes]) -> None:
+        """See `EvictionAdvice.know`."""
+        self._store.advice.know(keys)
+
+    def unknow(self, keys: Sequence[bytes]) -> None:
+        """See `EvictionAdvice.unknow`."""
+        self._store.advice.unknow(keys)
+
+    def evict_first(self, keys: Sequence[bytes]) -> None:
+        """See `EvictionAdvice.first`."""
+        self._store.advice.first(keys)
+
+    def evict_first_left(self) -> int:
+        """See `EvictionAdvice.left`."""
+        return self._store.advice.left()
+
+    def forget_first(self) -> None:
+        """See `EvictionAdvice.forget`."""
+        self._store.advice.forget()
+
+    def oldest_stranger(self) -> tuple[bytes, float] | None:
+        """See `EvictionAdvice.oldest_stranger`."""
+        return self._store.advice.oldest_stranger()
+
+    def evicted(self) -> int:
+        """Pages evicted so far."""
+        return self._store.stats().evicted
+
     def _release(self, page_hash: str) -> list[Page]:
         """What is held for a page of keys and values, parents first."""
         if not self._held:

@@ -4,6 +4,8 @@
 
     DIR/                 --ext-l3-dir, mode 0700
       server.lock        held by the server's first process for as long as it lives
+      secret             keys what names prompts and sessions (`sglang_ext.cache.secret`)
+      policy.state       what the policy has learned (`sglang_ext.cache.learned_file`)
       rank-0/ rank-1/ …  one page store each (`sglang_ext.cache.store`)
 
 Everything else in it is somebody else's and is left alone.
@@ -21,22 +23,27 @@ from pathlib import Path
 
 from sglang_ext.cache.store.disk import RealDisk
 from sglang_ext.cache.store.folder import StoreFolder
-from sglang_ext.errors import ConfigError, StoreError, StoreInUseError
+from sglang_ext.cache.store.segment_files import FOREIGN, SegmentFiles
+from sglang_ext.errors import ConfigError, StoreError, StoreFolderError, StoreInUseError
 
 __all__ = [
-    "OVERHEAD_BYTES",
     "ServerLock",
     "abandoned",
     "check_stores",
     "hold",
+    "named_folders",
+    "overhead_bytes",
     "rank_folders",
     "remove_store",
+    "state_bytes",
 ]
 
 _RANK = re.compile(r"rank-(0|[1-9]\d{0,5})")
 
-# What the folder itself costs beside the stores: the lock's block and a block of each subfolder.
-OVERHEAD_BYTES = 64 * 1024
+# Blocks of the lock, of the secret and of each subfolder.
+_SMALL_FILES_BYTES = 64 * 1024
+# Longest state of the policy, and the part of the tier that it may take. A full one has 6 MB.
+_MOST_STATE_BYTES, _STATE_PART = 8 << 20, 32
 
 # How long the processes of a server that was killed may take to let go of their stores.
 _LET_GO_S = 30.0
@@ -60,7 +67,9 @@ class ServerLock:
         try:
             self._descriptor = os.open(path, flags, 0o600)
         except OSError as error:
-            raise ConfigError(f"--ext-l3-dir: cannot open {path}: {error.strerror}") from None
+            raise ConfigError(
+                f"--ext-l3-dir: cannot open {path}: {error.strerror}", fix=_way_out(error)
+            ) from None
         try:
             self._take(folder, path)
         except BaseException:
@@ -82,6 +91,12 @@ class ServerLock:
                 f"--ext-l3-dir: {folder} is in use by the server with process id "
                 f"{self._holder()}; stop it, or give this server a folder of its own"
             ) from None
+        held = os.pread(self._descriptor, 32, 0).strip()
+        if held and not held.isdigit():
+            raise ConfigError(
+                f"--ext-l3-dir: {path} is not the lock of a server",
+                fix="give the server a folder of its own, or remove that file if it is nobody's",
+            )
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
@@ -96,7 +111,27 @@ class ServerLock:
             self._descriptor = -1
 
 
+def state_bytes(size_bytes: int) -> int:
+    """How long the policy's state may be in a tier of that size."""
+    return min(_MOST_STATE_BYTES, size_bytes // _STATE_PART)
+
+
+def overhead_bytes(size_bytes: int) -> int:
+    """What a tier of that size costs beside its stores; a state is there twice while written."""
+    return _SMALL_FILES_BYTES + 2 * state_bytes(size_bytes)
+
+
 _held: dict[tuple[str, int], ServerLock] = {}
+
+
+def _way_out(error: OSError) -> str:
+    if error.errno == errno.EROFS:
+        return "mount that file system for writing, or give a folder on another one"
+    if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+        return "remove it: it is no ordinary file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room on that disk"
+    return "see to that path, or give another folder"
 
 
 def hold(folder: Path, node: int = 0) -> None:
@@ -110,14 +145,19 @@ def hold(folder: Path, node: int = 0) -> None:
         _held[place] = ServerLock(folder, node)
 
 
+def named_folders(folder: Path) -> dict[int, Path]:
+    """What bears the name of a store's subfolder, whatever it is, by number."""
+    found = ((_RANK.fullmatch(path.name), path) for path in folder.iterdir())
+    return dict(sorted((int(match.group(1)), path) for match, path in found if match))
+
+
 def rank_folders(folder: Path) -> dict[int, Path]:
     """The subfolders of stores by number; links are not followed."""
-    found = {}
-    for path in folder.iterdir():
-        match = _RANK.fullmatch(path.name)
-        if match and path.is_dir() and not path.is_symlink():
-            found[int(match.group(1))] = path
-    return dict(sorted(found.items()))
+    return {
+        number: path
+        for number, path in named_folders(folder).items()
+        if path.is_dir() and not path.is_symlink()
+    }
 
 
 def abandoned(folder: Path, owners: int) -> list[Path]:
@@ -136,7 +176,7 @@ def check_stores(folder: Path, wait_s: float = _LET_GO_S) -> None:
         StoreError: one is in use, of a newer format, damaged at its root, or not ours alone.
     """
     deadline = time.monotonic() + wait_s
-    for path in rank_folders(folder).values():
+    for path in named_folders(folder).values():
         store = _store_in(path)
         while store is not None:
             try:
@@ -146,17 +186,39 @@ def check_stores(folder: Path, wait_s: float = _LET_GO_S) -> None:
                     raise
                 time.sleep(0.1)
             else:
-                store.release()
+                try:
+                    _check_segments(store)
+                finally:
+                    store.release()
                 break
 
 
+def _check_segments(store: StoreFolder) -> None:
+    files = SegmentFiles(store, direct=False, read_only=True)
+    good, bad = files.open_all()
+    files.close_all(segment for segment, _ in good)
+    for number, why in bad:
+        if why == FOREIGN:
+            raise StoreFolderError(
+                f"{store.segment_path(number)} belongs to another page store; move it back, or "
+                "remove it"
+            )
+
+
 def _store_in(folder: Path) -> StoreFolder | None:
-    """The store in a folder, as far as it has been made; None where there is none."""
+    """The store in a folder, as far as it has been made; None where there is none.
+
+    Raises:
+        StoreError: what is there is no store of ours, or its root is damaged or gone.
+    """
     try:
         store = StoreFolder(folder, RealDisk(), writer=False)
     except FileNotFoundError:
         return None
-    return store if store.load() else None
+    if store.load():
+        return store
+    store.check_empty()
+    return None
 
 
 def remove_store(folder: Path) -> bool:

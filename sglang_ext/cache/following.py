@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang_ext.cache.conversation import Turn
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.mirror import Node, PathEntry
+from sglang_ext.cache.use import NEVER
 from sglang_ext.errors import MirrorError
 
 __all__ = ["FollowingMixin"]
@@ -136,7 +137,7 @@ class FollowingMixin(_Core):
             node, _ = self._learn(node_id, self._keys(key, above.end, above), now)
             if text is not None and not node.children:
                 node.tokens = text[: above.end] + key.token_ids
-        self.counts["promoted_storage"] += len(node) if node.touch < 0 else 0
+        self.counts["promoted_storage"] += len(node) if node.touch == NEVER else 0
         index.touch(node, self.turn, now)
 
     def commit_load_back(self, node_id: int, device_indices: Any, kv_xfer: Any, comp: Any) -> Any:
@@ -203,24 +204,24 @@ class FollowingMixin(_Core):
     def inc_lock_ref(self, node_id: int, skip_lock_components: Any = ()) -> Any:
         """Hold a path."""
         result = super().inc_lock_ref(node_id, skip_lock_components)
-        self._note_lock(node_id)
+        self._try(self._note_lock, node_id)
         return result
 
     def dec_lock_ref(self, node_id: int, params: Any, skip_swa: bool = False) -> Any:
         """Let go of a path."""
         result = super().dec_lock_ref(node_id, params, skip_swa)
-        self._note_unlock(node_id)
+        self._try(self._note_unlock, node_id)
         return result
 
     def inc_full_pin(self, node_id: int) -> None:
         """Hold a path, with its keys and values alone."""
         super().inc_full_pin(node_id)
-        self._note_lock(node_id)
+        self._try(self._note_lock, node_id)
 
     def dec_full_pin(self, node_id: int) -> None:
         """Let go of a path that `inc_full_pin` holds."""
         super().dec_full_pin(node_id)
-        self._note_unlock(node_id)
+        self._try(self._note_unlock, node_id)
 
     def _note_lock(self, node_id: int) -> None:
         node = self.index.get(node_id) if self.index is not None else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from sglang_ext.cache.advice import Outbox, read_advice
 from sglang_ext.cache.carrier import ACTION, action, describe_request
+from sglang_ext.cache.probes import is_probe
 from sglang_ext.errors import AdviceError
 
 __all__ = ["PATHS", "add_routes", "carry_request"]
@@ -20,21 +21,27 @@ logger = logging.getLogger(__name__)
 # Where advice is taken: beside the native endpoints, and beside the OpenAI-compatible ones.
 PATHS = ("/ext/session", "/v1/ext/session")
 _outbox = Outbox()
+_key = b""
 
 
-def add_routes(replicas: int = 1) -> None:
-    """Put the endpoints on SGLang's application; its API key guards them like all others."""
+def add_routes(replicas: int = 1, key: bytes = b"") -> None:
+    """Put the endpoints on SGLang's application; its API key guards them like all others.
+
+    Args:
+        replicas: of the server.
+        key: of digests of names, as the schedulers have it.
+    """
     from fastapi import Request
     from fastapi.responses import JSONResponse
     from sglang.srt.entrypoints.http_server import app
 
-    global _outbox
-    _outbox = Outbox(replicas)
+    global _outbox, _key
+    _outbox, _key = Outbox(replicas), key
 
     async def advise(request: Request) -> JSONResponse:
         try:
-            advice = read_advice(json.loads(await request.body()))
-        except (AdviceError, ValueError) as error:
+            advice = read_advice(json.loads(await request.body()), _key)
+        except (AdviceError, ValueError, RecursionError) as error:
             return JSONResponse({"error": {"message": str(error)}}, status_code=400)
         _outbox.put(*advice)
         return JSONResponse({"accepted": advice[0]})
@@ -49,11 +56,8 @@ def carry_request(
     original: Callable[..., Any], manager: Any, obj: Any, request: Any = None, **kwargs: Any
 ) -> Any:
     """AROUND ``TokenizerManager.generate_request``: what is known of a request goes with it."""
-    if hasattr(obj, "kv_hints"):
-        try:
-            obj.kv_hints = _with_ours(obj.kv_hints, request)
-        except Exception:  # no request is refused for what is learned of it
-            logger.debug("A request was not described", exc_info=True)
+    if hasattr(obj, "kv_hints") and not is_probe(obj.rid):
+        obj.kv_hints = _with_ours(obj.kv_hints, request)
     return original(manager, obj, request, **kwargs)
 
 
@@ -65,12 +69,22 @@ def _with_ours(hints: Any, request: Any) -> Any:
     if envelope is None:  # not of the right form: SGLang says so
         return hints
     kept = [act for act in envelope["actions"] if act.get("action_type") != ACTION]
-    named = next((_payload(act) for act in kept if "session_id" in _payload(act)), {})
-    told = describe_request(_body(request), _headers(request), named, time.time())
+    return {**envelope, "actions": [*kept, action(_told(kept, request))]}
+
+
+def _told(actions: list[Any], request: Any) -> dict[str, Any]:
+    """What the scheduler is told of a request, and the advice that goes along."""
+    named = next((_payload(act) for act in actions if "session_id" in _payload(act)), {})
+    now = time.time()
+    try:
+        told = describe_request(_body(request), _headers(request), named, now, _key)
+    except Exception:  # no request is refused for what is learned of it
+        logger.debug("A request was not described", exc_info=True)
+        told = {"received": now}
     advice = _outbox.take()
     if advice:
         told["advice"] = advice
-    return {**envelope, "actions": [*kept, action(told)]}
+    return told
 
 
 def _plain(hints: Any) -> dict[str, Any] | None:
@@ -79,7 +93,12 @@ def _plain(hints: Any) -> dict[str, Any] | None:
     if not isinstance(hints, Mapping):
         import msgspec
 
-        hints = msgspec.to_builtins(hints)
+        try:
+            hints = msgspec.to_builtins(hints)
+        except TypeError:
+            return None
+    if not isinstance(hints, Mapping):
+        return None
     actions = hints.get("actions", [])
     good = isinstance(actions, list) and all(isinstance(act, Mapping) for act in actions)
     return {**hints, "actions": actions} if good else None

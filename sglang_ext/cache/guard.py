@@ -25,6 +25,9 @@ _WINDOW = 2000.0
 # Lead of the learned order at which it is trusted, and below which it no longer is, in standard
 # deviations of what chance would do.
 _TRUST, _DROP = 1.0, 0.0
+# Conversations that either order may hold. Default: 16,384, as many as are remembered. Cost: 1.7 KB
+# each, beside the conversation.
+_MOST = 16_384
 
 
 class Guard:
@@ -75,6 +78,12 @@ class Guard:
         self._recent.move_to_end(conversation)
         self.rank(conversation, now)
         self._cut(now)
+        if len(self._recent) > _MOST:
+            self._forget(next(iter(self._recent)))
+        if len(self._learned) > _MOST:
+            least = self._order.lowest(now)
+            if least is not None:
+                self._forget(least)
 
     def state(self) -> list[float]:
         """What survives a restart, for `load`; what the model of the tier holds does not."""
@@ -91,6 +100,12 @@ class Guard:
         if conversation in self._learned:
             self._touch += 1
             self._order.add(conversation, self._touch, now)
+
+    def _forget(self, conversation: Conversation) -> None:
+        """Neither order has anything of a conversation any more."""
+        for side, held in enumerate((self._recent, self._learned)):
+            self._over[side] -= held.pop(conversation, 0)
+        self._order.discard(conversation)
 
     def _cut(self, now: float) -> None:
         """Drop what is over the capacity."""

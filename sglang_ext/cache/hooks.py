@@ -4,11 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from sglang_ext.cache.disk_order import DiskAdvice
 from sglang_ext.cache.keys import page_keys
 
 __all__ = [
+    "AdvisedTier",
     "DiskTierHooks",
     "backup_as_one",
+    "disk_tier",
     "hash_without_compiler",
     "on_opening",
     "opening",
@@ -42,6 +45,16 @@ class DiskTierHooks(Protocol):
         """State and counters as plain values."""
 
 
+class AdvisedTier(DiskTierHooks, Protocol):
+    """What the tree knows of the third tier; none of it waits."""
+
+    advice: DiskAdvice
+    moved: dict[str, int]  # pages ``written`` and ``evicted`` so far
+
+    def capacity_tokens(self, page_tokens: int) -> int:
+        """Tokens that it holds at most; 0 where that is not known."""
+
+
 class TreeState(Protocol):
     """What is shown of the radix tree of this process."""
 
@@ -49,7 +62,7 @@ class TreeState(Protocol):
         """State and counters as plain values."""
 
 
-_tier: DiskTierHooks | None = None
+_tier: AdvisedTier | None = None
 _tree: TreeState | None = None
 _opening: Callable[[str], list[str]] | None = None
 
@@ -78,7 +91,12 @@ def set_tree(tree: TreeState | None) -> None:
     _tree = tree
 
 
-def set_disk_tier(tier: DiskTierHooks | None) -> None:
+def disk_tier() -> AdvisedTier | None:
+    """The third tier of this process, if it is open."""
+    return _tier
+
+
+def set_disk_tier(tier: AdvisedTier | None) -> None:
     """The third tier of this process from now on; None when it is closed."""
     global _tier
     _tier = tier

@@ -11,8 +11,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from sglang_ext.cache.conversation import Turn
 from sglang_ext.cache.mirror import Mirror, Node, PathEntry
-from sglang_ext.cache.order import FairOrder, Shares
+from sglang_ext.cache.order import FairOrder
 from sglang_ext.cache.ranks import Rank
+from sglang_ext.cache.shares import Shares, Tenants
+from sglang_ext.cache.use import Use, handed_up
 from sglang_ext.errors import MirrorError
 
 __all__ = ["TreeIndex"]
@@ -38,8 +40,9 @@ class TreeIndex:
     ) -> None:
         self.rank = rank
         self.mirror = Mirror(root_id)
-        self.device_shares = Shares(device_tokens)
-        self.host_shares = Shares(host_tokens)
+        self.tenants = Tenants()
+        self.device_shares = Shares(device_tokens, self.tenants)
+        self.host_shares = Shares(host_tokens, self.tenants)
         self.device: FairOrder[Node] = FairOrder(rank, _tenant, self.device_shares)
         self.host: FairOrder[Node] = FairOrder(host_rank or rank, _tenant, self.host_shares)
         self._touches = 0
@@ -56,7 +59,7 @@ class TreeIndex:
         now: float,
         tenant: str = "",
     ) -> tuple[Node, list[Node]]:
-        """Take in the path to a node; see `Mirror.learn`. New nodes belong to ``tenant``.
+        """Take in the path to a node; see `Mirror.learn`. New nodes belong to ``tenant`` (a place).
 
         Raises:
             MirrorError: the path contradicts what is known.
@@ -220,18 +223,19 @@ class TreeIndex:
             return
         if parent.tokens is None:
             parent.tokens = node.tokens
-        if node.touch < 0:
-            return
-        if parent.touch >= 0 and parent.turn is not None and node.turn is not None:
-            others = node.turn.conversation.owner != parent.turn.conversation.owner
-            parent.shared = parent.shared or others
-        parent.shared = parent.shared or node.shared
-        if node.touch > parent.touch:
+        use = handed_up(_use(node), _use(parent))
+        if use.touch != parent.touch:
             parent.touch, parent.turn = node.touch, node.turn
+        parent.shared = use.shared
 
 
 def _tenant(node: Node) -> str:
     return node.tenant
+
+
+def _use(node: Node) -> Use:
+    owner = None if node.turn is None else node.turn.conversation.owner
+    return Use(node.touch, owner, node.shared)
 
 
 def _is_below(place: object, node: Node) -> bool:

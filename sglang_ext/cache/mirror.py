@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from sglang_ext.cache.conversation import Turn
+from sglang_ext.cache.use import NEVER
 from sglang_ext.errors import MirrorError
 
 __all__ = ["Mirror", "Node", "PathEntry"]
@@ -37,8 +38,8 @@ class PathEntry(NamedTuple):
 class Node:
     """A run of tokens that is cached as a whole, and what is known of its use.
 
-    ``touch`` numbers the last request that is known to have passed it (-1: none is), ``turn`` is
-    that request's. A request is noted at the end of its path, and handed up when that is gone.
+    ``touch`` numbers the last request that is known to have passed it (`NEVER`: none is), ``turn``
+    is that request's. A request is noted at the end of its path, and handed up when that is gone.
     """
 
     __slots__ = (
@@ -70,7 +71,7 @@ class Node:
         self.device_children = 0
         self.locks = 0  # locks taken at this very node
         self.pin: object = None  # receipt of the host lock that keeps others from evicting it
-        self.touch = -1
+        self.touch = NEVER
         self.turn: Turn | None = None
         self.shared = False
         self.tenant = ""
@@ -174,6 +175,8 @@ class Mirror:
         """The tree is gone: who still holds one of its nodes finds it without a parent."""
         for node in self._nodes.values():
             node.parent = None
+            node.tokens = None  # a conversation may hold its last node for long
+            node.children = {}
 
     def path(self, node: Node) -> Iterator[Node]:
         """From a node up, without the root."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sglang_ext.cache.folder import OVERHEAD_BYTES, abandoned, remove_store
+from sglang_ext.cache.folder import abandoned, overhead_bytes, remove_store
 from sglang_ext.cache.placement import Placement
 from sglang_ext.cache.store import PageStore, StoreOptions
 from sglang_ext.errors import StoreInUseError
@@ -37,9 +37,9 @@ def open_store(
     Raises:
         StoreError: it cannot be used; the message says why and what to do.
     """
-    limit = settings["write_limit_bytes_per_day"]
+    size_bytes, limit = settings["capacity_bytes"], settings["write_limit_bytes_per_day"]
     options = StoreOptions(
-        capacity_bytes=placement.share(settings["capacity_bytes"] - OVERHEAD_BYTES),
+        capacity_bytes=placement.share(size_bytes - overhead_bytes(size_bytes)),
         write_limit_bytes_per_day=None if limit is None else placement.share(limit),
         admission=settings["admission"],
     )

@@ -8,17 +8,13 @@ Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
 import heapq
-import zlib
 from collections.abc import Callable, Hashable
 from math import inf, nextafter
 from typing import Generic, TypeVar
 
-__all__ = ["TENANTS", "EvictionOrder", "FairOrder", "Shares"]
+from sglang_ext.cache.shares import Shares
 
-# Tenants told apart; more share places. Default: 64. Cost: choosing a leaf looks at each once.
-TENANTS = 64
-# A tenant that has asked for nothing for so long has no share to protect.
-_ACTIVE_S = 600.0
+__all__ = ["EvictionOrder", "FairOrder"]
 
 Leaf = TypeVar("Leaf", bound=Hashable)
 Rank = Callable[[Leaf, float], tuple[float, float]]
@@ -103,55 +99,6 @@ class EvictionOrder(Generic[Leaf]):
         heapq.heapify(self._due)
 
 
-class Shares:
-    """What each tenant holds of a tier, and what it may hold while others want room.
-
-    The tier is split evenly among tenants that have asked for something lately. A share binds only
-    under pressure: a tenant alone has everything.
-
-    Args:
-        capacity: of the tier, in the unit of `charge`.
-        active_s: seconds after its last request in which a tenant's share is protected.
-    """
-
-    def __init__(self, capacity: int, active_s: float = _ACTIVE_S) -> None:
-        self.capacity = capacity
-        self._active_s = active_s
-        self._held: dict[str, int] = {}
-        self._seen: dict[str, float] = {}
-
-    def place(self, tenant: str) -> str:
-        """The name under which ``tenant`` is counted; beyond `TENANTS` several share one."""
-        if tenant in self._seen or len(self._seen) < TENANTS:
-            return tenant
-        names = sorted(self._seen)
-        return names[zlib.crc32(tenant.encode()) % len(names)]
-
-    def seen(self, tenant: str, now: float) -> str:
-        """``tenant`` asked for something; returns `place`."""
-        tenant = self.place(tenant)
-        self._seen[tenant] = now
-        return tenant
-
-    def charge(self, tenant: str, amount: int) -> None:
-        """``tenant`` (a `place`) holds ``amount`` more; less where it is negative."""
-        self._held[tenant] = self._held.get(tenant, 0) + amount
-
-    def held(self, tenant: str) -> int:
-        """What ``tenant`` holds."""
-        return self._held.get(tenant, 0)
-
-    def excess(self, now: float) -> dict[str, float]:
-        """By how much each tenant that holds anything is above its share."""
-        active = {name for name, when in self._seen.items() if now - when <= self._active_s}
-        share = self.capacity / max(1, len(active))
-        return {
-            name: held - (share if name in active else 0.0)
-            for name, held in self._held.items()
-            if held
-        }
-
-
 class FairOrder(Generic[Leaf]):
     """An `EvictionOrder` in which no tenant pushes another below its share.
 
@@ -160,7 +107,7 @@ class FairOrder(Generic[Leaf]):
 
     Args:
         rank: as in `EvictionOrder`.
-        tenant: who a leaf is charged to (a `Shares.place`).
+        tenant: who a leaf is charged to (a place of `Tenants`).
         shares: kept up to date by the owner of the tier.
     """
 
@@ -182,7 +129,7 @@ class FairOrder(Generic[Leaf]):
         tenant = self._tenant(leaf)
         before = self._of.get(leaf)
         if before is not None and before != tenant:
-            self._orders[before].discard(leaf)
+            self._discard(before, leaf)
         self._of[leaf] = tenant
         if tenant not in self._orders:
             self._orders[tenant] = EvictionOrder(self._rank)
@@ -192,7 +139,7 @@ class FairOrder(Generic[Leaf]):
         """Remove a leaf, if it is there."""
         tenant = self._of.pop(leaf, None)
         if tenant is not None:
-            self._orders[tenant].discard(leaf)
+            self._discard(tenant, leaf)
 
     def lowest(self, now: float) -> Leaf | None:
         """The leaf to drop first at ``now``; it stays. None: there is no leaf."""
@@ -210,3 +157,9 @@ class FairOrder(Generic[Leaf]):
                 above = [tenant for tenant in firsts if excess.get(tenant, 0.0) > 0.0]
                 least = min(above or [least], key=lambda tenant: firsts[tenant][:2])
         return firsts[least][2]
+
+    def _discard(self, tenant: str, leaf: Leaf) -> None:
+        order = self._orders[tenant]
+        order.discard(leaf)
+        if not len(order):
+            del self._orders[tenant]

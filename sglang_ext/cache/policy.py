@@ -11,8 +11,8 @@ A node whose conversation has moved on without it is a branch that was rewritten
 once anything was learned. A cold policy equals LRU.
 
 Advice of clients (`announce`, `end`) is a feature like any other: it is believed as far as it came
-true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.order.Shares`
-keeps tenants apart.
+true, and a cold model does not know it. Pins hold, within a budget. `sglang_ext.cache.shares` keeps
+tenants apart.
 
 Pure: neither torch nor SGLang is imported, time is an argument: seconds that do not go back and
 survive a restart (wall-clock time).
@@ -112,7 +112,7 @@ class Policy:
         """The answer to ``turn`` is complete: its pause begins. Rank its leaf anew.
 
         Args:
-            turn: as `arrive` gave it. Ignored where its conversation has moved on.
+            turn: as `arrive` gave it. Nothing is learned where its conversation has moved on.
             now: seconds.
             stop: how the answer ended; `Stop.OTHER` where nobody knows.
             output_tokens: length of the answer, -1 where nobody knows.
@@ -124,7 +124,10 @@ class Policy:
             self._open(turn, now)
             for guard in self._guards:
                 guard.finish(turn.conversation, now)
+        elif turn.curve is None:  # its conversation went on while it ran
+            turn.begin, turn.curve = now, self._curves.average()
         self.model.learn(now)
+        self._curves.refresh()
 
     def guard(self, capacity_tokens: int) -> Guard:
         """A comparison with recency, for a tier that is to be no worse than that.
@@ -172,9 +175,10 @@ class Policy:
             place, until = place + 1, turn.begin + NEXT_S[place + 1]
         place = max(0, place - 1)
         curve = turn.curve
-        if guard is not None and not guard.trusted and curve is not None:
+        recency = guard is not None and not guard.trusted
+        if recency and curve is not None:
             return COLD[place] * recompute, until
-        if turn.conversation.turn is not turn and (self.model.steps or curve is None):
+        if turn.conversation.turn is not turn and self.model.steps and not recency:
             if not shared:
                 return STALE, inf if guard is None else now + _STALE_S
             curve = self._curves.average()
@@ -203,14 +207,15 @@ class Policy:
         """Advice: ``session`` pauses and will be back in about ``seconds``.
 
         Returns:
-            Turns whose worth has changed.
+            Turns whose worth has changed; none where it was said before.
         """
-        paused = []
+        paused, seconds = [], max(0.0, seconds)
         for conversation in self.sessions.of_session(session):
-            if conversation.stop != Stop.RUNNING and not conversation.superseded:
-                conversation.announced_s = max(0.0, seconds)
+            told = conversation.superseded or conversation.announced_s == seconds
+            if conversation.stop != Stop.RUNNING and not told:
+                conversation.announced_s = seconds
                 paused.append(conversation)
-        return self._reopen(paused, now)
+        return self._reopen(paused, now, advised=True)
 
     def end(self, session: str, now: float) -> list[Turn]:
         """Advice: ``session`` will not be back.
@@ -221,7 +226,7 @@ class Policy:
         ended = [c for c in self.sessions.of_session(session) if not c.ended]
         for conversation in ended:
             conversation.ended = True
-        return self._reopen(ended, now)
+        return self._reopen(ended, now, advised=True)
 
     def pin(self, session: str, now: float, seconds: float) -> list[Turn]:
         """Hold the latest conversation of ``session``, at most for `PolicyLimits.pin_s`.
@@ -302,21 +307,36 @@ class Policy:
         turn.pause = self.model.open(x, turn.begin, entered=now - turn.begin, weight=weight)
         turn.curve = self.model.packed(x)
 
+    def _retold(self, turn: Turn, now: float) -> bool:
+        """Change what is known of a pause in its place; False where the model has forgotten it."""
+        x = self.sessions.features(turn.conversation)
+        if not self.model.reopen(turn.pause, x, entered=now - turn.begin):
+            return False
+        turn.curve = self.model.packed(x)
+        return True
+
     def _close(self, turn: Turn, now: float, *, back: bool) -> None:
         for pause in (turn.pause, turn.running_pause):
             if pause >= 0:
                 self.model.close(pause, now, back=back)
         turn.pause = turn.running_pause = -1
 
-    def _reopen(self, conversations: Iterable[Conversation], now: float) -> list[Turn]:
-        """More is known of pauses that are going on: judge them anew, from their age on."""
+    def _reopen(
+        self, conversations: Iterable[Conversation], now: float, *, advised: bool = False
+    ) -> list[Turn]:
+        """More is known of pauses that are going on: judge them anew, from their age on.
+
+        Advice may come any number of times, so what it changes is still one pause to learn from.
+        """
         changed = []
         for conversation in conversations:
             turn = conversation.turn
-            if turn is not None and turn.curve is not None:
+            if turn is None or turn.curve is None:
+                continue
+            if not (advised and self._retold(turn, now)):
                 self._close(turn, now, back=False)
                 self._open(turn, now)
-                changed.append(turn)
+            changed.append(turn)
         for guard in self._guards:
             for turn in changed:
                 guard.rank(turn.conversation, now)

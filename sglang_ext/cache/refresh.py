@@ -36,13 +36,20 @@ class Refresher:
     remembered and refreshed from then on.
     """
 
-    def __init__(self, touch: Callable[[str], bool], interval_s: float = _INTERVAL_S) -> None:
+    def __init__(
+        self,
+        touch: Callable[[str], bool],
+        interval_s: float = _INTERVAL_S,
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
         """Start the thread.
 
         Args:
             touch: refreshes a page, by SGLang's hash, and all before it; False: it is not there.
             interval_s: how long hits are collected. Default 0.2 s.
+            also: done once whenever the thread has woken, after the hits.
         """
+        self._also = also
         self._touch = touch
         self._interval_s = interval_s
         self._hits: dict[str, Sequence[str] | None] = {}
@@ -75,6 +82,10 @@ class Refresher:
         if not self._wake.is_set():
             self._wake.set()
 
+    def wake(self) -> None:
+        """There is something to do beside hits. Returns at once."""
+        self._wake.set()
+
     def close(self) -> None:
         """End the thread; what waits is dropped. Idempotent."""
         self._closed.set()
@@ -87,7 +98,15 @@ class Refresher:
             self._wake.clear()
             while self._hits and not self._closed.is_set():
                 self._take()
+            self._do_also()
             self._closed.wait(self._interval_s)  # later hits of the same prefixes collect
+
+    def _do_also(self) -> None:
+        try:
+            self._also()
+        except Exception:  # whatever it is, as for a hit
+            self.failed += 1
+            logger.debug("What goes along with hits failed", exc_info=True)
 
     def _take(self) -> None:
         last_page, chain = self._hits.popitem()  # nobody else takes, so there is one

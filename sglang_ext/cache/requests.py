@@ -11,14 +11,18 @@ from typing import Any
 
 from sglang_ext.cache.conversation import Stop, Turn
 from sglang_ext.cache.marks import Marks
+from sglang_ext.cache.names import session_of, tenant_of
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival, session_hint
 
 __all__ = ["Clock", "Known", "Requests"]
 
 # Requests that run or wait, and answers whose session is remembered for ``previous_response_id``.
-# Default: 65,536. Cost: 300 bytes each.
+# Default: 65,536. Cost: 300 bytes each, and for those that run 43 bytes a block: 270 KB at 100,000
+# tokens in blocks of 16.
 _MOST = 65_536
+# A request that runs for so long has ended without a word of it.
+_LONGEST_S = 21_600.0
 
 
 class Clock:
@@ -57,6 +61,7 @@ class Known:
     agent: bool
     marks: Sequence[int] = field(default_factory=list)
     turn: Turn | None = None
+    place: str = ""  # of its tenant, where memory is shared (`sglang_ext.cache.shares`)
     matched: bool = False
     tools: str = ""  # how the request may call tools: "", "auto" or "required"
 
@@ -69,6 +74,7 @@ class Requests:
         marks: of prompts.
         clock: seconds.
         on_end: called with a finished request, how it ended and the tokens of its answer.
+        key: of digests of names, secret.
     """
 
     def __init__(
@@ -77,13 +83,16 @@ class Requests:
         marks: Marks,
         clock: Clock,
         on_end: Callable[[Known, Stop, int], None] | None = None,
+        key: bytes = b"",
     ) -> None:
         self.policy = policy
         self.clock = clock
         self._marks = marks
         self._on_end = on_end
+        self._key = key
         self._known: OrderedDict[str, Known] = OrderedDict()
-        self._answered: OrderedDict[str, str] = OrderedDict()  # response id to session
+        # Response id to session, before it is made one of a tenant: others may know the id.
+        self._answered: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -96,7 +105,7 @@ class Requests:
         self,
         rid: str,
         tokens: Any,
-        space: tuple[str | None, ...],
+        space: tuple[str | None, str | None],
         carried: Mapping[str, Any],
         *,
         session: str | None = None,
@@ -107,7 +116,8 @@ class Requests:
         Args:
             rid: its id.
             tokens: the prompt.
-            space: salt and the like, which name the tenant.
+            space: extra key and salt, which name the tenant; SGLang appends the adapter's id to the
+                first.
             carried: what the HTTP process knows of it (`sglang_ext.cache.carrier`).
             session: what SGLang itself carries as the session's id.
             model: adapter.
@@ -121,23 +131,26 @@ class Requests:
         self.clock.hear(carried.get("received"))
         marks = self._marks(tokens, space)
         name = self._session(carried, session)
+        extra_key, cache_salt = space
+        tenant = tenant_of(self._key, (extra_key or "").removesuffix(model), cache_salt)
         known = Known(
             rid,
             len(tokens),
             self.clock(),
-            "|".join(part for part in space if part),
-            name,
+            tenant,
+            None if name is None else session_of(self._key, tenant, name),
             bool(carried.get("agent")),
             marks,
             tools=str(carried.get("tools") or ""),
         )
         changed: list[Turn] = []
-        if self.policy is not None:
+        if self.policy is not None and marks:  # of less than a block nothing is to be learned
             arrival = Arrival(known.tokens, marks, known.session, known.agent, model, known.tenant)
             known.turn, changed = self.policy.arrive(known.arrived_s, arrival)
         self._known[rid] = known
-        if len(self._known) > _MOST:
-            changed += self.end(next(iter(self._known)), Stop.OTHER, -1)
+        oldest = next(iter(self._known.values()))
+        if len(self._known) > _MOST or known.arrived_s - oldest.arrived_s > _LONGEST_S:
+            changed += self.end(oldest.rid, Stop.OTHER, -1)
         if name is not None:
             self._answered[rid] = name
             if len(self._answered) > _MOST:
@@ -177,7 +190,7 @@ class Requests:
         if isinstance(strong, str) and strong:
             return strong
         if stock:
-            return session_hint(kv_hints={"session_id": stock})
+            return session_hint(kv_hints={"session_id": stock}, key=self._key)
         previous = carried.get("previous")
         if isinstance(previous, str) and previous in self._answered:
             return self._answered[previous]

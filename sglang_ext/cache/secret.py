@@ -3,8 +3,10 @@
 Pure: neither torch nor SGLang is imported.
 """
 
+import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from sglang_ext.errors import ConfigError
@@ -18,22 +20,14 @@ def folder_secret(folder: Path) -> bytes:
     """The secret of a folder; made with mode 0600 where there is none yet.
 
     Raises:
-        ConfigError: the file is not an ordinary one of ours, or cannot be read or made.
+        ConfigError: there is another file of that name, or it cannot be read or made.
     """
     path = folder / "secret"
     try:
-        try:
-            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except FileExistsError:
-            secret = _read(path)
-            if len(secret) == _BYTES:
-                return secret
-            path.unlink()  # torn while it was made: marks of that start mean nothing
-            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(made, "wb") as file:
-            secret = secrets.token_bytes(_BYTES)
-            file.write(secret)
-        return secret
+        with contextlib.suppress(FileNotFoundError):
+            return _read(path)
+        _make(path)
+        return _read(path)
     except OSError as error:
         raise ConfigError(
             f"--ext-l3-dir: cannot use {path}: {error.strerror}", fix="remove that file"
@@ -41,6 +35,30 @@ def folder_secret(folder: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    # A FIFO would make the server wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        return file.read(_BYTES + 1)
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        secret = file.read(_BYTES + 1) if regular else b""
+    if len(secret) != _BYTES:
+        raise ConfigError(
+            f"--ext-l3-dir: {path} is not the secret of a server ({_BYTES} bytes)",
+            fix="give the server a folder of its own, or remove that file if it is nobody's",
+        )
+    return secret
+
+
+def _make(path: Path) -> None:
+    """Make it whole or not at all; of two at once the first one counts."""
+    fresh = path.with_name(f"secret.{os.getpid()}.new")
+    fresh.unlink(missing_ok=True)
+    made = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(made, "wb") as file:
+            file.write(secrets.token_bytes(_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ a next turn that changed the last blocks is still recognised.
 Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_ext.cache.conversation import MODELS, Conversation, features
+from sglang_ext.cache.names import named
 
 __all__ = ["CONVERSATIONS", "LONGEST_NAME", "Arrival", "Sessions", "session_hint"]
 
@@ -31,7 +31,8 @@ __all__ = ["CONVERSATIONS", "LONGEST_NAME", "Arrival", "Sessions", "session_hint
 CONVERSATIONS = 16_384
 # Longest name of a session that clients may give; longer ones are nobody's.
 LONGEST_NAME = 512
-# Conversations of one session that a new one can supersede. More are left alone.
+# Latest conversations of one session that a new one can supersede, and that advice is about. More
+# are left alone: `user` may be one name for thousands.
 _SIBLINGS = 32
 
 
@@ -62,6 +63,8 @@ def session_hint(
     metadata: Mapping[str, object] | None = None,
     header: str | None = None,
     user: str | None = None,
+    *,
+    key: bytes = b"",
 ) -> str | None:
     """The session of a request, from what its client sent; the first source that names one wins.
 
@@ -72,10 +75,11 @@ def session_hint(
         metadata: the request's metadata; ``session_id`` counts.
         header: ``X-Session-Id``.
         user: the OpenAI field. Often one for many sessions; that is found out, not trusted.
+        key: secret of the server.
 
     Returns:
-        32 hexadecimal digits: names are not kept in plain, they may be those of people. None
-        where nobody names one.
+        32 hexadecimal digits (`names.named`): names are not kept in plain, they may be those of
+        people. None where nobody names one.
     """
     sources: tuple[tuple[str, object], ...] = (
         ("session", (kv_hints or {}).get("session_id")),
@@ -86,8 +90,7 @@ def session_hint(
     )
     for kind, name in sources:
         if isinstance(name, str) and name:
-            digest = hashlib.blake2b(f"{kind}:{name}".encode(), digest_size=16)
-            return digest.hexdigest() if kind else name
+            return named(key, kind, name) if kind else name
     return None
 
 
@@ -138,8 +141,8 @@ class Sessions:
         return features(conversation, 0 if key is None else self._parallel.get(key, 0))
 
     def of_session(self, session: str) -> Iterable[Conversation]:
-        """Conversations of ``session`` that are remembered, the oldest first."""
-        for number in self._sessions.get(session, ()):
+        """The latest conversations of ``session``, a bounded number of them, the oldest first."""
+        for number in self._sessions.get(session, ())[-_SIBLINGS:]:
             yield self._all[number]
 
     def head(self, mark: int) -> Conversation | None:

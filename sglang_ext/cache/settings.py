@@ -15,6 +15,7 @@ class TreeSettings:
         block_tokens: tokens a mark stands for, at least; whole pages.
         pin_share: part of device memory that one tenant's pins may hold.
         state_file: where what was learned survives a restart; empty: nowhere.
+        state_bytes: bound of that file; a longer state is not kept.
         record_file: where requests are logged; empty: nowhere.
         record_bytes: bound of that file.
         tool_call_parser: SGLang's name of it.
@@ -24,8 +25,9 @@ class TreeSettings:
     policy: str = "ext"
     secret: bytes = field(default=b"", repr=False)
     block_tokens: int = 16
-    pin_share: float = 0.125
+    pin_share: float = 0.05
     state_file: str = ""
+    state_bytes: int = 8 << 20
     record_file: str = ""
     record_bytes: int = 10**9
     tool_call_parser: str = ""

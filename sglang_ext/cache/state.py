@@ -9,13 +9,18 @@ Pure: neither torch nor SGLang is imported.
 
 import hashlib
 import json
+import os
+import stat
 import struct
+from pathlib import Path
 from typing import Any
 
-from sglang_ext.errors import DamagedStateError, StateFormError
+from sglang_ext.errors import ConfigError, DamagedStateError, StateFormError
 
-__all__ = ["FORM", "from_bytes", "to_bytes"]
+__all__ = ["FORM", "STATE_NAME", "check_state", "from_bytes", "to_bytes"]
 
+# Name of the file in the folder of the third tier.
+STATE_NAME = "policy.state"
 # Counts up whenever features, bins or fields change: what was learned in another form is dropped.
 FORM = 1
 _HEAD = struct.Struct("<4sI16s")
@@ -52,6 +57,34 @@ def from_bytes(data: bytes) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise DamagedStateError("a policy's state that is no object", fix="start without it")
     return state
+
+
+def check_state(file: Path) -> None:
+    """Refuse a file of that name that is not ours; it would be replaced.
+
+    Raises:
+        ConfigError: it is somebody else's, or cannot be read.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as state:
+            ours = stat.S_ISREG(os.fstat(descriptor).st_mode) and _is_state(state.read(len(_MAGIC)))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"--ext-l3-dir: cannot use {file}: {error.strerror}", fix="remove that file"
+        ) from None
+    if not ours:
+        raise ConfigError(
+            f"--ext-l3-dir: {file} is not the state of a cache policy",
+            fix="give the server a folder of its own, or remove that file if it is nobody's",
+        )
+
+
+def _is_state(head: bytes) -> bool:
+    """Whether a file that begins so is a state, whole or not; an empty one was being made."""
+    return not head or head[: len(_MAGIC)] == _MAGIC
 
 
 def _digest(body: bytes) -> bytes:

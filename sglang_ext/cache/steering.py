@@ -13,6 +13,7 @@ Source: ``mem_cache/unified_cache/unified_tree_core_interface.py`` and
 ``UnifiedRadixCache._evict_components``, release 0.5.23; measured in docs/design/tree.md.
 """
 
+import zlib
 from typing import Any
 
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
@@ -43,9 +44,14 @@ class SteeringMixin(FollowingMixin):
     Attributes:
         need_tokens: what the eviction that is going on has to free; what the core is told may be
             more.
+        victims_digest: of all that was evicted, in order; equal on ranks that evict alike.
+        compares_victims: have SGLang compare it over the ranks, and end the server where it is not
+            equal. What goes on after that would wait for ever, or be wrong.
     """
 
     need_tokens = 0
+    victims_digest = 0
+    compares_victims = False
     _want = 0
     _own_walk = False  # the core's own walk has been started
 
@@ -86,9 +92,13 @@ class SteeringMixin(FollowingMixin):
         """Evict a leaf that was named."""
         backed = self.is_backuped(node_id)
         result = super().evict_device_leaf(node_id, is_write_back)
+        self._note_victim(node_id)
         if self.index is not None and result.backup_kv is None:
             self._try(self._note_evicted, node_id, backed)
         return result
+
+    def _note_victim(self, node_id: int) -> None:
+        self.victims_digest = zlib.crc32(node_id.to_bytes(8, "little"), self.victims_digest)
 
     def demote(self, node_id: int) -> Any:
         """Evict a leaf whose copy in host memory was just made."""
@@ -197,6 +207,7 @@ class SteeringMixin(FollowingMixin):
         if freed:
             if freed != len(node):
                 raise MirrorError(f"{freed} tokens left host memory in place of node {node.id}")
+            self._note_victim(node.id)
             self.counts["lost_host"] += freed
             self._on_lost(node)
             index.gone(node, now)
@@ -223,6 +234,12 @@ class SteeringMixin(FollowingMixin):
 
 class SteeredRustCore(SteeringMixin, RustUnifiedTreeCore):
     """SGLang's Rust core, steered."""
+
+    @property
+    def write_back_duplicate_reclaim_digest(self) -> int:
+        """What SGLang compares over ranks, at each look at its transfers: our victims, too."""
+        digest = super().write_back_duplicate_reclaim_digest
+        return int(digest) ^ (self.victims_digest if self.compares_victims else 0)
 
     def path_entries(self, node_id: int) -> list[PathEntry]:
         """The path to a node, without the detour through SGLang's records."""

@@ -20,6 +20,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 )
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
+from sglang_ext.cache.disk_order import DiskAdvice
 from sglang_ext.cache.disk_tier import KV, DiskTier, TierPool
 from sglang_ext.cache.faults import Faults
 from sglang_ext.cache.hooks import opening, set_disk_tier
@@ -31,6 +32,7 @@ from sglang_ext.cache.placement import place
 from sglang_ext.cache.pool_transfers import link, look_up
 from sglang_ext.cache.quiet import RepeatFilter
 from sglang_ext.cache.refresh import Refresher
+from sglang_ext.cache.store.format import slot_bytes_of
 from sglang_ext.cache.traffic import Traffic
 from sglang_ext.errors import ConfigError, StoreError
 
@@ -69,6 +71,7 @@ class PageStorage(HiCacheStorage):
         self._reads, self._writes = Traffic(), Traffic()
         self._page_bytes = 0
         self._updates = 0  # of the weights
+        self.moved: dict[str, int] = {}  # pages written and evicted, as of the latest write
         self._shared = bool(storage_config.is_mla_model and storage_config.tp_size > 1)
         self._tp_rank = storage_config.tp_rank
         self._placement = place(ranks_of(storage_config))
@@ -86,7 +89,8 @@ class PageStorage(HiCacheStorage):
             logger.error("Disk tier is off: %s", self._off)
         else:
             self._begin()
-        self._refresher = Refresher(self._touch)
+        self._refresher = Refresher(self._touch, also=self._advise)
+        self.advice = DiskAdvice(self._refresher.wake)
         _quieten_sglang()
         set_disk_tier(self)
 
@@ -204,6 +208,8 @@ class PageStorage(HiCacheStorage):
         done = list(
             self._writes.measure(self._page_bytes, lambda: tier.write(parent, keys, host_indices))
         )
+        stats = self._store.stats()
+        self.moved = {"written": stats.written_pages, "evicted": stats.evicted}
         failed = done.count(False)
         if failed and self._turned_down() - before >= failed:
             return [True] * len(done)
@@ -338,6 +344,17 @@ class PageStorage(HiCacheStorage):
             "refreshed": {"hits": refresher.refreshed, "absent": refresher.absent},
             **store,
         }
+
+    def capacity_tokens(self, page_tokens: int) -> int:
+        """Tokens that the tier holds at most; 0 before SGLang's pool is known."""
+        if not self._page_bytes:
+            return 0
+        return self._store.stats().capacity_bytes // slot_bytes_of(self._page_bytes) * page_tokens
+
+    def _advise(self) -> None:
+        tier = self._tier
+        if tier is not None and self._placement.writes:
+            self.advice.work(tier)
 
     def _touch(self, page_hash: str) -> bool:
         return self._ask("refresh", True, lambda tier: tier.touch(page_hash))

@@ -8,8 +8,10 @@ Source: ``mem_cache/registry.py`` and ``mem_cache/unified_radix_cache.py``, rele
 """
 
 import logging
+import struct
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,31 +25,39 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import resolve_tree_core_backend
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-from sglang.srt.runtime_context import get_memory
+from sglang.srt.runtime_context import get_memory, get_parallel
 
 from sglang_ext.cache.advice import Advised
+from sglang_ext.cache.alike import AlikeRanks
 from sglang_ext.cache.carrier import carried_by
-from sglang_ext.cache.conversation import Stop
-from sglang_ext.cache.hooks import set_tree
+from sglang_ext.cache.conversation import FEATURES, Stop
+from sglang_ext.cache.disk_order import DiskOrder
+from sglang_ext.cache.forgetting import Forgetting
+from sglang_ext.cache.hooks import disk_tier, set_tree
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.install import BACKEND
 from sglang_ext.cache.learned_file import LearnedFile
 from sglang_ext.cache.marks import Marks
 from sglang_ext.cache.mirror import Node
 from sglang_ext.cache.policy import Policy, PolicyLimits
+from sglang_ext.cache.probes import is_probe
+from sglang_ext.cache.quiet import LogGate
 from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
 from sglang_ext.cache.request_log import RequestLog
 from sglang_ext.cache.requests import Clock, Known, Requests
+from sglang_ext.cache.returns import fingerprint
 from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
 from sglang_ext.cache.tree_metrics import TreeMetrics
 
-__all__ = ["ExtRadixCache", "create", "create_core", "unsupported"]
+__all__ = ["ExtRadixCache", "create", "create_core", "unsupported", "writes_log"]
 
 logger = logging.getLogger(__name__)
 
+# When what was learned is taken back, in front of it.
+_NOW = struct.Struct("<d")
 # Requests between two looks at the learned curves, which take a millisecond.
 _CURVES_EVERY = 64
 
@@ -59,11 +69,9 @@ def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
         logger.warning("The cache policy is SGLang's own: %s", why)
         return default_radix_cache_factory(ctx)
     ctx.params.tree_core_backend = BACKEND
-    parallel = ctx.server_args
-    ranks = parallel.tp_size * parallel.pp_size
-    settings = replace(settings, writes=ctx.tp_rank == 0)
+    settings = replace(settings, writes=writes_log(get_parallel()))
     # What SGLang calls for a class, it calls with the parameters alone.
-    make: Any = partial(ExtRadixCache, settings=settings, ranks=ranks)
+    make: Any = partial(ExtRadixCache, settings=settings)
     return create_unified_radix_cache(ctx, cache_class=make)
 
 
@@ -86,6 +94,17 @@ def unsupported(ctx: TreeCacheBuildContext) -> str:
     return next((why for holds, why in reasons if holds), "")
 
 
+def writes_log(parallel: Any) -> bool:
+    """Whether this process logs its requests: one of those that serve the same ones does.
+
+    With attention data parallelism the groups of a tensor-parallel server serve different ones.
+
+    Args:
+        parallel: SGLang's ranks of this process.
+    """
+    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)
+
+
 def create_core(params: Any, components: Any) -> Any:
     """SGLang's factory of a tree core; the Rust core wherever SGLang has one."""
     if resolve_tree_core_backend("rust", params) == "rust":
@@ -99,35 +118,52 @@ def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
         detector = FunctionCallParser.ToolCallParserEnum[parser]()
         marker = detector.bot_token
         ids = tokenizer.encode(marker, add_special_tokens=False) if marker else []
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ToolCalls()  # no parser, or one that wants more: what ends is a finished turn
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if parser:
+            logger.warning(
+                "The cache policy takes answers with tool calls for finished turns: parser %s: %r",
+                *(parser, error),
+            )
+        return ToolCalls()
     if len(ids) == 1:
         return ToolCalls(marker=ids)
     return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)
 
 
+def _learn_alike(ranks: AlikeRanks) -> bool:
+    """Whether all ranks would learn the same from the same requests."""
+    if not ranks or ranks.have_the_same(fingerprint(len(FEATURES))):
+        return True
+    logger.warning(
+        "The cache policy is LRU: the ranks of this server reckon differently (other processors, "
+        "or another numpy), so what each learned would differ"
+    )
+    return False
+
+
 class ExtRadixCache(UnifiedRadixCache):
     """SGLang's cache, evicting what the policy values least."""
 
-    def __init__(self, params: Any, *, settings: TreeSettings, ranks: int = 1) -> None:
-        """Make an empty cache.
+    def __init__(self, params: Any, *, settings: TreeSettings) -> None:
+        """Make an empty cache, on all ranks that must evict alike together.
 
         Args:
             params: SGLang's.
             settings: what was asked for.
-            ranks: processes that must evict alike.
         """
         super().__init__(params)
+        ranks = AlikeRanks.of(params)
         allocator = params.token_to_kv_pool_allocator
         self.device_tokens = int(getattr(allocator, "size", 0))
         page = params.page_size
         policy = None
-        if settings.policy == "ext":
+        if settings.policy == "ext" and _learn_alike(ranks):
             limits = PolicyLimits(pin_tokens=int(self.device_tokens * settings.pin_share))
             policy = Policy(limits=limits)
-        clock = Clock(heard=ranks > 1)
+        clock = Clock(heard=bool(ranks))
         block = -(-settings.block_tokens // page) * page
-        self.requests = Requests(policy, Marks(settings.secret, block), clock, self._ended)
+        marks = Marks(settings.secret, block)
+        self.requests = Requests(policy, marks, clock, self._ended, settings.secret)
         self.policy = policy
         self.block_tokens = block
         self.regret = Regret()
@@ -135,6 +171,7 @@ class ExtRadixCache(UnifiedRadixCache):
         self._parser = settings.tool_call_parser
         self._tool_calls: ToolCalls | None = None
         self.totals: Counter[str] = Counter()
+        self._gate = LogGate()
         self._host_tokens = self.device_tokens
         rank = Recency() if policy is None else Learned(policy, policy.guard(self.device_tokens))
         self._host_rank = None if policy is None else Learned(policy)
@@ -144,6 +181,7 @@ class ExtRadixCache(UnifiedRadixCache):
             return TreeIndex(root, rank, *tokens, self._host_rank)
 
         self.tree_core.steer(make, clock, self._lost)
+        self.tree_core.compares_victims = bool(ranks) and params.pp_size == 1
         self._log = None
         if settings.record_file and params.pp_rank == 0 and settings.writes:
             self._log = RequestLog(Path(settings.record_file), settings.record_bytes, block)
@@ -151,12 +189,20 @@ class ExtRadixCache(UnifiedRadixCache):
             TreeMetrics(self.metrics_collector.labels) if params.enable_metrics else None
         )
         self._ended_requests = 0
+        self._forgetting: Forgetting | None = None
         self._learned: LearnedFile | None = None
-        # Several ranks must learn alike, and may not have the same file.
-        if policy is not None and settings.state_file and ranks == 1:
-            self._learned = LearnedFile(Path(settings.state_file))
-            self._learned.load(policy, time.time())
+        if policy is not None and settings.state_file:
+            file = LearnedFile(Path(settings.state_file), settings.state_bytes)
+            self._learned = self._restored(file, policy, ranks)
         set_tree(self)
+
+    @staticmethod
+    def _restored(file: LearnedFile, policy: Policy, ranks: AlikeRanks) -> LearnedFile | None:
+        """Give the policy what the first rank finds; returns the file where it is this rank's."""
+        mine = _NOW.pack(time.time()) + file.read() if ranks.is_first else b""
+        told = ranks.from_first(mine)
+        file.load(policy, told[_NOW.size :], _NOW.unpack_from(told)[0])
+        return file if ranks.is_first else None
 
     def init_hicache(self, server_args: Any, params: Any) -> None:
         """Attach host memory; what it holds beside L1's tokens is shared among tenants."""
@@ -168,15 +214,25 @@ class ExtRadixCache(UnifiedRadixCache):
             index.host_shares.capacity = self._host_tokens
         if self.policy is not None and self._host_rank is not None:
             self._host_rank.guard = self.policy.guard(max(tokens, self.device_tokens))
+            self._forgetting = self._order_disk(self.policy, max(tokens, self.device_tokens))
+
+    def _order_disk(self, policy: Policy, tokens: int) -> Forgetting | None:
+        """Begin to order the third tier, which also holds what the ``tokens`` above it hold."""
+        tier = disk_tier()
+        capacity = 0 if tier is None else tier.capacity_tokens(self.page_size)
+        if tier is None or not capacity:
+            return None
+        order = DiskOrder(policy, policy.guard(max(tokens, capacity)))
+        return Forgetting(order, tier.advice, self.get_last_hash_value)
 
     def match_prefix(self, params: Any) -> Any:
         """Look a prefix up; the first look-up of a request is its arrival."""
         if params.req is None or self.disable:
             return super().match_prefix(params)
-        known = self._arrive(params.req)
+        known = self._note("seen", self._arrive, params.req)
         result = self._for(known, super().match_prefix, params)
         if known is not None:
-            self._matched(known, result, params.key)
+            self._note("looked up", self._matched, known, result, params.key)
         return result
 
     def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
@@ -188,12 +244,19 @@ class ExtRadixCache(UnifiedRadixCache):
         """A request gives its memory back: its answer is complete, or it was retracted."""
         super().on_release(req, checkpointed=checkpointed)
         if req.finished():
-            self._finish(req)
+            self._note("finished", self._finish, req)
+
+    def claim_kv_row(self, req: Any) -> bool:
+        """A streaming session keeps what a request has; then nothing is released."""
+        claimed: bool = super().claim_kv_row(req)
+        if claimed and req.finished():
+            self._note("finished", self._finish, req)
+        return claimed
 
     def release_aborted_request(self, request: Any) -> None:
         """A request will not be answered."""
         super().release_aborted_request(request)
-        self._reconsider(self.requests.end(request.rid, Stop.OTHER, -1))
+        self._note("aborted", self._aborted, request.rid)
 
     def _handle_prefetch_result(self, operation: Any) -> None:
         known = self.requests.get(operation.handle.rid)
@@ -207,7 +270,7 @@ class ExtRadixCache(UnifiedRadixCache):
         """The process ends."""
         super().shutdown()
         if self._learned and self.policy:
-            self._learned.save(self.policy, self.requests.clock(), anyway=True)
+            self._note("saved", self._learned.close, self.policy, self.requests.clock())
         if self._log is not None:
             self._log.close()
 
@@ -220,37 +283,47 @@ class ExtRadixCache(UnifiedRadixCache):
     def _for(self, known: Known | None, call: Any, *args: Any, **kwargs: Any) -> Any:
         """Call on behalf of a request: what it makes in the tree is its own."""
         core = self.tree_core
-        core.turn, core.tenant = (known.turn, known.tenant) if known else (None, "")
+        core.turn, core.tenant = (known.turn, known.place) if known else (None, "")
         try:
             return call(*args, **kwargs)
         finally:
             core.turn, core.tenant = None, ""
 
+    def _note(self, what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Keep the books; None where that fails. The scheduler would end on the exception."""
+        try:
+            return call(*args, **kwargs)
+        except Exception:
+            self.totals["faults"] += 1
+            others = self._gate.admits(what)
+            if others is not None:
+                logger.exception(
+                    "Requests are served, but one that was %s is not in the books of the cache "
+                    "policy; %d more since the last line",
+                    *(what, others),
+                )
+            return None
+
     def _arrive(self, req: Any) -> Known | None:
         known = self.requests.get(req.rid)
         if known is not None:
             return known
-        if req.finished():
+        if req.finished() or is_probe(req.rid):
             return None
         carried = carried_by(req.kv_hints)
-        try:
-            known, changed = self.requests.arrive(
-                req.rid,
-                req.origin_input_ids,
-                (req.extra_key, req.cache_salt),
-                carried,
-                session=req.session_id,
-                model=req.lora_id or "",
-            )
-        except Exception:  # whatever it is: no request is refused for what is learned of it
-            logger.exception("A request was not understood; the cache serves it all the same")
-            return None
+        known, changed = self.requests.arrive(
+            req.rid,
+            req.origin_input_ids,
+            (req.extra_key, req.cache_salt),
+            carried,
+            session=req.session_id,
+            model=req.lora_id or "",
+        )
         for advice in self.advised.fresh(carried.get("advice")):
-            self.totals[f"advice_{advice[0]}"] += self.advise(*advice)
+            self.totals[f"advice_{advice[0]}"] += self._note("advised", self.advise, *advice) or 0
         index = self.tree_core.index
         if index is not None:
-            for shares in (index.device_shares, index.host_shares):
-                shares.seen(known.tenant, known.arrived_s)
+            known.place = index.tenants.seen(known.tenant, known.arrived_s)
         self._reconsider(changed)
         return known
 
@@ -281,14 +354,31 @@ class ExtRadixCache(UnifiedRadixCache):
             self.totals["hit"] += tokens
         self.totals["asked"] += known.tokens
         self._reconsider(self.requests.end(req.rid, stop, len(req.output_ids)))
+        if self._forgetting is not None and known.turn is not None:
+            self._try_disk(self._forgetting.finished, known.turn)
+
+    def _aborted(self, rid: str) -> None:
+        self._reconsider(self.requests.end(rid, Stop.OTHER, -1))
 
     def _reconsider(self, turns: Any) -> None:
         index = self.tree_core.index
         if index is not None and turns:
             index.reconsider(turns, self.requests.clock())
+        if self._forgetting is not None and turns:
+            self._try_disk(self._forgetting.changed, turns)
+
+    def _try_disk(self, tell: Callable[[Any, float], None], about: Any) -> None:
+        """Advice to the third tier; whatever goes wrong, it goes on by use."""
+        try:
+            tell(about, self.requests.clock())
+        except Exception:
+            logger.exception("The third tier is ordered by use from now on")
+            self._forgetting, tier = None, disk_tier()
+            if tier is not None:
+                tier.advice.name([], trusted=False)
 
     def _lost(self, node: Node) -> None:
-        self.regret.lost(node, self.requests.clock())
+        self._note("evicted", self.regret.lost, node, self.requests.clock())
 
     def describe(self) -> dict[str, Any]:
         """State and counters as plain values, for ``/server_info``."""
@@ -302,21 +392,31 @@ class ExtRadixCache(UnifiedRadixCache):
             "requests": len(self.requests),
             "regretted_tokens": self.regret.tokens,
             "tokens": dict(self.totals),
-            "moves": dict(self.tree_core.counts),
+            "moves": {**self.tree_core.counts, **self._disk_moves()},
         }
+        if self._forgetting is not None:
+            order = self._forgetting.order
+            shown["disk"] = {"conversations": len(order), "trusted": order.trusted}
         if self.policy is not None:
             shown["learned"] = self.policy.inspect()
         return shown
+
+    def _disk_moves(self) -> dict[str, int]:
+        """Tokens that were written to the third tier, and evicted from it."""
+        tier = disk_tier()
+        moved = {} if tier is None else tier.moved
+        return {f"{name}_storage": pages * self.page_size for name, pages in moved.items()}
 
     def _ended(self, known: Known, stop: Stop, output_tokens: int) -> None:
         """A request has ended: its line in the log, and counts in the metrics."""
         if self._log is not None:
             self._log.put(known, stop, output_tokens, self.requests.clock())
-        if self._learned and self.policy and not len(self.requests):
-            self._learned.save(self.policy, self.requests.clock())
+        if self._learned and self.policy:
+            now, busy = self.requests.clock(), bool(len(self.requests))
+            self._learned.save(self.policy, now, busy=busy)
         if self._metrics is None:
             return
-        counts = {**self.totals, **self.tree_core.counts}
+        counts = {**self.totals, **self.tree_core.counts, **self._disk_moves()}
         counts["missed"] = counts.get("asked", 0) - counts.get("hit", 0)
         counts["regretted"] = self.regret.tokens
         self._metrics.show(counts)

@@ -17,6 +17,8 @@ _MOVES = {
     "lost_host": ("host", "evicted"),
     "promoted_host": ("host", "promoted"),
     "promoted_storage": ("storage", "promoted"),
+    "written_storage": ("storage", "written"),
+    "evicted_storage": ("storage", "evicted"),
     "hit_device": ("device", "hit"),
     "hit_host": ("host", "hit"),
     "hit_storage": ("storage", "hit"),

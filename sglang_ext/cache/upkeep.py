@@ -6,7 +6,9 @@ Pure: neither torch nor SGLang is imported.
 """
 
 import fcntl
+import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ext.cache.folder import (
-    OVERHEAD_BYTES,
     ServerLock,
     abandoned,
-    rank_folders,
+    named_folders,
+    overhead_bytes,
     remove_store,
 )
 from sglang_ext.cache.store import Finding, PageStore, StoreOptions, verify_store
-from sglang_ext.cache.store.disk import RealDisk
+from sglang_ext.cache.store.disk import OPEN_FLAGS, RealDisk
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.index import Index
 from sglang_ext.cache.store.segments import Segments
@@ -30,7 +32,10 @@ from sglang_ext.errors import ConfigError, StoreError
 
 __all__ = ["Cleaned", "Resident", "StoreState", "clean", "look", "resident", "stores_in", "verify"]
 
+logger = logging.getLogger(__name__)
+
 _MIB = 1 << 20
+_LEFT_OVER = re.compile(r"(policy\.state|secret)\.\d+\.new")
 _SCAN_THREADS = 16
 _LOOKS = 10
 
@@ -40,7 +45,7 @@ OnPage = Callable[[Path, int, int], None]
 
 @dataclass(frozen=True)
 class StoreState:
-    """One store as it is now. ``problem`` says why it cannot be opened; empty where it can."""
+    """One store as it is now. ``problem`` says what is wrong with it; empty where nothing is."""
 
     store: str
     pages: int = 0
@@ -53,10 +58,11 @@ class StoreState:
 
 @dataclass(frozen=True)
 class Resident:
-    """The pages of a store, and where they lie."""
+    """The pages of a store, and where they lie; ``unusable`` names segments and why they are."""
 
     index: Index
     segments: Segments
+    unusable: list[str]
 
 
 @dataclass
@@ -77,12 +83,32 @@ def stores_in(folder: Path) -> list[Path]:
     Raises:
         ConfigError: there is none.
     """
-    if (folder / "STORE").is_file():
+    if _is_store(folder):
         return [folder]
-    found = [path for path in rank_folders(folder).values() if (path / "STORE").is_file()]
+    found = [path for path in named_folders(folder).values() if _is_store(path, named=True)]
     if not found:
-        raise ConfigError(f"{folder} holds no page store; give the folder of --ext-l3-dir")
+        raise ConfigError(
+            f"{folder} holds no page store",
+            fix="give the folder of --ext-l3-dir; a server makes its stores when it starts",
+        )
     return found
+
+
+def _is_store(folder: Path, *, named: bool = False) -> bool:
+    """Whether there are files of a store, with or without its superblock.
+
+    Args:
+        folder: any.
+        named: as a store is: then something that must not be used counts as one, and whoever opens
+            it says why.
+    """
+    try:
+        store = StoreFolder(folder, RealDisk(), writer=False)
+    except FileNotFoundError:
+        return (folder / "STORE").is_file()
+    except StoreError:
+        return named or any((folder / name).exists() for name in ("STORE", "segments"))
+    return any(path.name != "lock" for path in store.own_files())
 
 
 def look(store: Path) -> StoreState:
@@ -91,6 +117,7 @@ def look(store: Path) -> StoreState:
     try:
         folder = StoreFolder(store, RealDisk(), writer=False)
         if not folder.load():
+            folder.check_empty()
             return StoreState(store.name, problem=f"{store} holds no page store")
         pages = resident(folder, in_use=holder is not None)
         return StoreState(
@@ -100,6 +127,7 @@ def look(store: Path) -> StoreState:
             disk_bytes=folder.allocated_bytes(),
             segments=len(pages.segments.by_number),
             in_use_by=holder,
+            problem="; ".join(pages.unusable),
         )
     except (StoreError, OSError) as error:
         return StoreState(store.name, in_use_by=holder, problem=str(error))
@@ -119,7 +147,8 @@ def resident(folder: StoreFolder, *, in_use: bool) -> Resident:
     for _ in range(_LOOKS):
         with survey(folder, direct=False, threads=0 if in_use else _SCAN_THREADS) as found:
             if not in_use or found.recovered.how in ("journal", "clean", "new"):
-                return Resident(found.recovered.index, found.segments)
+                unusable = [f"{folder.segment_path(n)}: {why}" for n, why in found.unusable]
+                return Resident(found.recovered.index, found.segments, unusable)
         time.sleep(0.2)
     raise StoreError(f"{folder.path} is being written too fast to be looked at; try again")
 
@@ -127,7 +156,7 @@ def resident(folder: StoreFolder, *, in_use: bool) -> Resident:
 def _holder(store: Path) -> int | None:
     """The process that writes to a store; None where there is none."""
     try:
-        descriptor = os.open(store / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(store / "lock", os.O_RDONLY | OPEN_FLAGS)
     except OSError:
         return None
     try:
@@ -145,10 +174,25 @@ def _holder(store: Path) -> int | None:
 def verify(store: Path, on_page: OnPage | None = None) -> list[Finding]:
     """Read every page of a store and compare it; nothing is changed.
 
+    Returns:
+        What is damaged. What a server that was killed explains is logged, by its number alone.
+
     Raises:
         StoreError: a server uses it, or it is none.
     """
+    findings = _findings(store, on_page)
+    damaged = [finding for finding in findings if not finding.explained]
+    if explained := len(findings) - len(damaged):
+        logger.warning(
+            "%s: %d pages were evicted and overwritten while the server was killed; they are "
+            "misses, and no sign of a bad disk",
+            store,
+            explained,
+        )
+    return damaged
 
+
+def _findings(store: Path, on_page: OnPage | None) -> list[Finding]:
     def tell(done: int, pages: int) -> None:
         if on_page is not None:
             on_page(store, done, pages)
@@ -177,14 +221,17 @@ def clean(
     """
     cleaned = Cleaned()
     stores = stores_in(folder)
+    kept = [path for path in stores if path not in abandoned(folder, ranks)] if ranks else stores
+    share = None if size_bytes is None else _share(size_bytes, folder, kept)
     lock = ServerLock(folder) if stores != [folder] else None
     try:
         before = sum(map(_disk_bytes, stores))
         if ranks is not None:
             for path in abandoned(folder, ranks):
                 (cleaned.removed if remove_store(path) else cleaned.kept).append(path.name)
-            stores = [path for path in stores if (path / "STORE").exists()]
-        share = None if size_bytes is None else (size_bytes - OVERHEAD_BYTES) // max(1, len(stores))
+            stores = kept
+        if stores != [folder]:
+            _remove_left_over(folder)
         for store in stores:
             _clean_store(store, share, cleaned, on_page)
         cleaned.freed_bytes = max(0, before - sum(map(_disk_bytes, stores)))
@@ -194,10 +241,34 @@ def clean(
     return cleaned
 
 
+def _share(size_bytes: int, folder: Path, stores: list[Path]) -> int:
+    """What each of the stores may take.
+
+    Raises:
+        ConfigError: that is too little for a store.
+    """
+    overhead = overhead_bytes(size_bytes) if stores != [folder] else 0
+    share = (size_bytes - overhead) // max(1, len(stores))
+    try:
+        StoreOptions(share)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--size: {size_bytes} bytes are too few for {len(stores)} stores: {error}"
+        ) from None
+    return share
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what a server that was killed was just making in the folder itself."""
+    for path in folder.iterdir():
+        if _LEFT_OVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
 def _clean_store(
     store: Path, capacity_bytes: int | None, cleaned: Cleaned, on_page: OnPage | None
 ) -> None:
-    findings = verify(store, on_page)
+    findings = _findings(store, on_page)
     cleaned.findings += [{"store": store.name, **finding.to_json()} for finding in findings]
     if capacity_bytes is None:
         # Room enough that nothing has to go; the files that grow with it stay small.

@@ -1,5 +1,6 @@
 """``sglang-ext cache``: looks at the disk tier, checks every page of it, gives space back."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.table import Table
 from sglang_ext.cache import upkeep
 from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.config.sizes import format_size, parse_size
-from sglang_ext.errors import ConfigError
+from sglang_ext.errors import ConfigError, SglangExtError
 
 __all__ = ["cache"]
 
@@ -28,8 +29,10 @@ _folder = click.argument(
 def cache() -> None:
     """Look after the disk tier in DIR, the folder of --ext-l3-dir.
 
-    Exit codes: 0 good, 1 a finding, 2 wrong use.
+    Exit codes: 0 good, 1 a finding, 2 wrong use, or a store that cannot be opened.
     """
+    # Whoever reads our output may stop; that is no finding.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 @cache.command()
@@ -43,7 +46,7 @@ def stat(folder: Path, json_file: Path | None) -> None:
     for heading in ("store", "pages", "payload", "on disk", "segments", "in use by"):
         table.add_column(heading, justify="left" if heading == "store" else "right")
     for state in states:
-        if state.problem:
+        if state.problem and not state.segments:
             table.add_row(state.store, "", "", "", "", "")
             continue
         user = "" if state.in_use_by is None else f"process {state.in_use_by or '?'}"
@@ -72,6 +75,7 @@ def verify(folder: Path, json_file: Path | None) -> None:
     stores = upkeep.stores_in(folder)
     open_json(json_file)
     findings: list[dict[str, Any]] = []
+    errors: list[dict[str, str]] = []
     pages: dict[Path, int] = {}
     with _progress("verifying") as on_page:
 
@@ -80,16 +84,19 @@ def verify(folder: Path, json_file: Path | None) -> None:
             on_page(store, done, of)
 
         for store in stores:
-            for finding in upkeep.verify(store, count):
-                findings.append({"store": store.name, **finding.to_json()})
+            try:
+                for finding in upkeep.verify(store, count):
+                    findings.append({"store": store.name, **finding.to_json()})
+            except (SglangExtError, OSError) as error:
+                errors.append({"store": store.name, "error": str(error)})
     checked = sum(pages.values())
     _print_findings(findings)
+    for one in errors:
+        click.echo(f"{one['store']}: {one['error']}", err=True)
     click.echo(f"{checked} pages in {len(stores)} stores, {len(findings)} findings")
-    write_json(
-        json_file,
-        {"ok": not findings, "stores": len(stores), "pages": checked, "findings": findings},
-    )
-    raise SystemExit(1 if findings else 0)
+    told = {"stores": len(stores), "pages": checked, "findings": findings, "errors": errors}
+    write_json(json_file, {"ok": not findings and not errors, **told})
+    raise SystemExit(2 if errors else 1 if findings else 0)
 
 
 @cache.command()
@@ -105,7 +112,7 @@ def gc(folder: Path, size: str | None, ranks: int | None, json_file: Path | None
     """Remove unused stores, left-over files and pages that do not match; shrink to a size.
 
     Not beside a running server. Pages that were used least recently go first; files that are not
-    ours stay. Exits 1 if something could not be removed.
+    ours stay. Exits 1 if something could not be removed; what was mended is no finding.
     """
     try:
         size_bytes = None if size is None else parse_size(size)

@@ -1,6 +1,7 @@
 """Entry point of ``sglang-ext``; sub-commands are imported only when they are asked for."""
 
 import importlib
+import signal
 import sys
 
 import click
@@ -63,7 +64,12 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; an error of ours is one line on stderr, never a traceback."""
     try:
-        cli(standalone_mode=True)
+        sys.exit(cli(standalone_mode=False))
+    except click.Abort:
+        sys.exit(128 + signal.SIGINT)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except SglangExtError as error:
         click.echo(f"sglang-ext: error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from sglang_ext.errors import ConfigError
+
 __all__ = ["json_option", "open_json", "workdir_option", "write_json"]
 
 
@@ -37,8 +39,11 @@ def open_json(file: Path | None) -> None:
     """Fail now when ``file`` cannot be written: before minutes of work, not after.
 
     Raises:
+        ConfigError: it is ``-``.
         OSError: its folder cannot be made, or it cannot be opened.
     """
+    if file == Path("-"):
+        raise ConfigError("--json: '-' is no file", fix="give a path; /dev/stdout is one")
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open("a", encoding="utf-8").close()
@@ -46,5 +51,10 @@ def open_json(file: Path | None) -> None:
 
 def write_json(file: Path | None, result: Any) -> None:
     """Write ``result`` to ``file``, unless it is None."""
-    if file is not None:
+    if file is None:
+        return
+    try:
         file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise

@@ -94,6 +94,11 @@ class _PoliciesParam(click.ParamType[tuple[str, ...]]):
     help="Tokens in each tier, beside each other; in place of --capacity-tokens.",
 )
 @click.option(
+    "--inclusive",
+    is_flag=True,
+    help="Of --tiers: each tier also holds what those above it hold, as in the server.",
+)
+@click.option(
     "--window",
     "window_s",
     type=click.FloatRange(min=0),
@@ -143,6 +148,7 @@ def replay_command(
     policies: tuple[str, ...],
     capacities: tuple[int, ...] | None,
     tiers: tuple[int, ...] | None,
+    inclusive: bool,
     window_s: float,
     seed: int,
     block_tokens: int | None,
@@ -156,12 +162,9 @@ def replay_command(
     Each policy runs once over the trace, all capacities beside each other. lru to arc are what
     caches do elsewhere; belady knows the future.
     """
-    if tiers and (capacities or len(tiers) > 3):
-        raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
+    _check_tiers(tiers, capacities, inclusive=inclusive, wished_hit=wished_hit)
     if not isfinite(window_s):
         raise ConfigError("--window is not a number of seconds")
-    if tiers and wished_hit is not None:
-        raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
     if answers == "held" and set(policies) & set(RIVALS):
         raise ConfigError("--answers held is of ext, lru and belady", fix="name them: --policies")
     if record_to is not None and len(traces) != 1:
@@ -181,6 +184,7 @@ def replay_command(
                 policies,
                 sizes,
                 tiers=tiers or (),
+                inclusive=inclusive,
                 seed=seed,
                 window_s=window_s,
                 block_tokens=block_tokens,
@@ -198,6 +202,21 @@ def replay_command(
         results.append(result)
     write_json(json_file, results[0] if len(results) == 1 else {"traces": results})
     sys.exit(1 if unreached else 0)
+
+
+def _check_tiers(
+    tiers: tuple[int, ...] | None,
+    capacities: tuple[int, ...] | None,
+    *,
+    inclusive: bool,
+    wished_hit: float | None,
+) -> None:
+    if inclusive and not tiers:
+        raise ConfigError("--inclusive is of --tiers", fix="give their sizes, or leave it away")
+    if tiers and (capacities or len(tiers) > 3):
+        raise ConfigError("--tiers takes up to three sizes, and no --capacity-tokens")
+    if tiers and wished_hit is not None:
+        raise ConfigError("--wished-hit is of one cache, not of --tiers; drop one of them")
 
 
 def _recorded(log: Path, to: Path, block_tokens: int | None) -> Path:

@@ -37,9 +37,10 @@ def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespa
         os.environ[MODEL_PACKAGE_VARIABLE] = MODEL_PACKAGE
         open_group(context_parallel_seams.GROUP)
     record = arguments.carry_config(original, cls, args)
-    if arguments.tree_settings(record) is not None:
+    settings = arguments.tree_settings(record)
+    if settings is not None:
         open_group("front")
-        front.add_routes(getattr(record, "dp_size", 1) or 1)
+        front.add_routes(getattr(record, "dp_size", 1) or 1, settings.secret)
     return record
 
 

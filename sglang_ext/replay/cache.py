@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sglang_ext.cache.order import EvictionOrder
+from sglang_ext.cache.use import NEVER, Use, handed_up
 from sglang_ext.replay.tree import PromptTree
 
 __all__ = ["Place", "PrefixCache"]
@@ -50,7 +51,7 @@ class PrefixCache:
         self.hit = 0
         self.resident = [0] * len(tree)
         self._children = [0] * len(tree)
-        self._touch = [-1] * len(tree)
+        self._touch = [NEVER] * len(tree)
         self._shared = [False] * len(tree)
         self._holders = [0] * len(tree)
         self._held = 0  # blocks of paths that are held
@@ -97,7 +98,9 @@ class PrefixCache:
         self._cut(now)
 
     def reconsider(self, leaf: int, now: float) -> None:
-        """The worth of the path that ends at ``leaf`` has changed."""
+        """The worth of the path that ends at ``leaf`` has changed, and of what is left of it."""
+        while leaf >= 0 and not self.resident[leaf]:
+            leaf = self.tree.parent[leaf]
         if leaf in self._order:
             self._order.add(leaf, self._touch[leaf], now)
 
@@ -147,20 +150,23 @@ class PrefixCache:
             self.used -= size
             self._order.discard(leaf)
             self._hand_up(leaf, now)
+            # Who comes back to it finds a node that nobody has passed yet, as in a server.
+            self._touch[leaf], self._shared[leaf] = NEVER, False
 
     def _hand_up(self, leaf: int, now: float) -> None:
         """``leaf`` is gone: its parent was passed whenever it was, and may be a leaf now."""
         above = self.tree.parent[leaf]
         if above < 0:
             return
-        touch, shared = self._touch, self._shared
-        mine, theirs = touch[leaf], touch[above]
-        if self._owner is not None and theirs >= 0:
-            others = self._owner(mine) != self._owner(theirs)
-            shared[above] = shared[above] or shared[leaf] or others
-        touch[above] = max(mine, theirs)
+        use = handed_up(self._use(leaf), self._use(above))
+        self._touch[above], self._shared[above] = use.touch, use.shared
         self._children[above] -= 1
         self._offer(above, now)
+
+    def _use(self, node: int) -> Use:
+        touch = self._touch[node]
+        owner = None if self._owner is None or touch == NEVER else self._owner(touch)
+        return Use(touch, owner, self._shared[node])
 
     def _offer(self, node: int, now: float) -> None:
         """Put ``node`` into the order if it can be dropped."""

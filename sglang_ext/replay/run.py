@@ -49,6 +49,7 @@ class Replay:
     requests: int
     answers: str
     rows: tuple[Row, ...]
+    inclusive: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Fields as documented in docs/replay.md."""
@@ -65,6 +66,7 @@ def replay(
     capacities: Sequence[int],
     *,
     tiers: Sequence[int] = (),
+    inclusive: bool = False,
     seed: int = 0,
     window_s: float = 0.0,
     block_tokens: int | None = None,
@@ -77,7 +79,9 @@ def replay(
         trace: the requests.
         policies: names out of `POLICIES`.
         capacities: tokens; one row each. Ignored with ``tiers``.
-        tiers: tokens that L1, L2, L3 hold beside each other (up to three); one row a policy.
+        tiers: tokens that L1, L2, L3 hold (up to three); one row a policy.
+        inclusive: each tier also holds what those above it hold, as in a server that writes
+            through; otherwise they hold disjoint parts.
         seed: of the starts of sessions.
         window_s: within which sessions start, where the trace is timed by sessions.
         block_tokens: tokens a block; the trace's own by default.
@@ -100,8 +104,9 @@ def replay(
     order = np.argsort(when, kind="stable")
     times = when.tolist()
     tree = PromptTree.of(trace)
-    # Tiers hold disjoint parts, the more worth the higher: a row of nested caches.
-    sizes = np.cumsum(tiers).tolist() if tiers else list(capacities)
+    # The more worth the higher: a row of nested caches.
+    nest = np.maximum.accumulate if inclusive else np.cumsum
+    sizes = nest(tiers).tolist() if tiers else list(capacities)
     blocks = [size // trace.block_tokens for size in sizes]
     rows: list[Row] = []
     for policy in policies:
@@ -117,7 +122,7 @@ def replay(
             for place, request in enumerate(order.tolist()):
                 run.step(place, times[request])
                 step(place + 1)
-            hits = [cache.hit for cache in run.caches]
+            hits = run.served if inclusive and tiers else [cache.hit for cache in run.caches]
         total = max(1, int(trace.blocks.sum()))
         shares = [hit / total for hit in hits]
         rows += _rows(policy, sizes, shares, tiered=bool(tiers))
@@ -131,6 +136,7 @@ def replay(
         requests=len(trace),
         answers=answers,
         rows=tuple(rows),
+        inclusive=inclusive,
     )
 
 
@@ -163,6 +169,10 @@ class _Run:
         block_tokens: tokens a block.
         answer_s: seconds that each answer takes; None: none.
         hold: hold what runs.
+
+    Attributes:
+        caches: one a capacity.
+        served: blocks that each cache or one before it had, request by request.
     """
 
     def __init__(
@@ -186,6 +196,7 @@ class _Run:
             PrefixCache(tree, size, ranking.tier(size * block_tokens), ranking.owner)
             for size in blocks
         ]
+        self.served = [0] * len(blocks)
 
     def step(self, step: int, now: float) -> None:
         """The next request is here."""
@@ -198,8 +209,12 @@ class _Run:
         else:
             heapq.heappush(self._running, (now + self._answer_s[request], step))
         if self._leaf[request] >= 0:
-            for cache in self.caches:
+            most = 0
+            for place, cache in enumerate(self.caches):
+                before = cache.hit
                 cache.access(self._leaf[request], step, now, hold=self._hold)
+                most = max(most, cache.hit - before)
+                self.served[place] += most
 
     def _complete(self, when: float, step: int) -> None:
         self._reconsider(self._ranking.finish(step, when), when)

@@ -8,6 +8,7 @@ Source: ``srt/utils/request_logger.py`` and ``srt/utils/log_utils.py``, release 
 """
 
 import hashlib
+import json
 import re
 from array import array
 from datetime import datetime
@@ -19,6 +20,8 @@ FLAGS = "--log-requests --log-requests-level 3 --log-requests-format json"
 FINISHED = "request.finished"
 # Tokens that a key stands for where nobody says. Default: 64. Cost: a hash of 16 bytes for each.
 BLOCK_TOKENS = 64
+# Of those that SGLang logs where its operator names them; a router's own says nothing of sessions.
+_SESSION_HEADER = "x-session-id"
 _TIME = re.compile(r"^\[[^\]]*\] (?=\{)")
 
 
@@ -47,21 +50,34 @@ def row_of(row: dict[str, Any], block_tokens: int) -> dict[str, Any] | None:
         "t": datetime.fromisoformat(row["timestamp"]).timestamp() - answer_s,
         "in": len(tokens),
         "out": int(meta.get("completion_tokens", -1)),
-        "keys": block_keys(tokens, block_tokens),
+        "keys": block_keys(tokens, block_tokens, _space(asked)),
         "a": answer_s,
     }
-    session = asked.get("session_id") or next(iter((row.get("headers") or {}).values()), None)
+    headers = {str(name).lower(): value for name, value in (row.get("headers") or {}).items()}
+    session = asked.get("session_id") or headers.get(_SESSION_HEADER)
     if session:
         made["s"] = hashlib.blake2b(str(session).encode(), digest_size=16).hexdigest()
     return made
 
 
-def block_keys(tokens: list[int], block_tokens: int) -> list[str]:
-    """Chained keys of the whole blocks of ``tokens``: equal where all tokens up to there are."""
+def block_keys(tokens: list[int], block_tokens: int, space: str = "") -> list[str]:
+    """Chained keys of the whole blocks of ``tokens``: equal where all tokens up to there are.
+
+    Args:
+        tokens: the prompt.
+        block_tokens: tokens a key stands for.
+        space: what shares nothing with another; empty: what everybody shares.
+    """
     whole = array("q", tokens)
-    state = hashlib.blake2b(digest_size=16)
+    state = hashlib.blake2b(space.encode(errors="surrogatepass"), digest_size=16)
     keys = []
     for begin in range(0, len(whole) - block_tokens + 1, block_tokens):
         state.update(whole[begin : begin + block_tokens].tobytes())
         keys.append(state.copy().hexdigest())
     return keys
+
+
+def _space(asked: dict[str, Any]) -> str:
+    """What keeps a request's prefix apart from equal ones, as the server's cache does."""
+    parts = [asked.get(name) or "" for name in ("cache_salt", "extra_key", "lora_path")]
+    return json.dumps(parts) if any(parts) else ""

@@ -54,6 +54,9 @@ def test_each_tier_serves_and_answers_stay_equal(server, folder):
     assert host > 0
     assert device + host + storage == WHOLE
     wait_for_pages(folder, 4 * (WHOLE // PAGE))
+    tree = get(server, "/server_info")["internal_states"][0]["sglang_ext"]["tree"]
+    assert tree["moves"]["written_storage"] == 4 * WHOLE
+    assert tree["disk"] == {"conversations": 4, "trusted": False}, "each prompt, and by use so far"
     flush(server)
     from_disk = generate(server, first)
     assert served_by(from_disk) == (0, 0, WHOLE)

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from support.serving import flush, generate, served_by, start
+from support.serving import flush, generate, get, served_by, start
 from support.stored_pages import wait_for_pages
 
 from sglang_ext.cache import upkeep
@@ -57,3 +57,31 @@ def test_experts_on_one_rank_and_on_two_with_the_cache(tiny_qwen3_moe, tmp_path)
         server.stop()
     assert served_by(from_disk) == served_by(after_kill) == (0, 0, whole)
     assert [a["output_ids"] for a in (cold, again, from_disk, after_kill)] == [one[0]] * 4
+
+
+def test_two_ranks_under_eviction_stay_alike(tiny_llama, tmp_path):
+    """SGLang compares each look-up, insert and eviction over the ranks, and our victims with them.
+
+    It ends the server where they differ.
+    """
+    log, rng = tmp_path / "two.log", random.Random(5)
+    flags = ("--tp-size", "2", "--ext-cache", "--ext-l1-tokens", "2k", "--ext-l2-size", "10MB")
+    flags += ("--ext-l3-dir", str(tmp_path / "kv"), "--ext-l3-size", "60MB")
+    server = start(tiny_llama, log, *flags, env={"SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"})
+    try:
+        sessions = [[rng.randrange(1000, 40_000) for _ in range(300)] for _ in range(12)]
+        for number in range(60):
+            prompt = sessions[rng.randrange(len(sessions))]
+            reply = generate(server, prompt, 4)
+            prompt += [*reply["output_ids"], *(rng.randrange(1000, 40_000) for _ in range(20))]
+            if number % 20 == 19:
+                prompt[:] = prompt[:200]
+        tree = get(server, "/server_info")["internal_states"][0]["sglang_ext"]["tree"]
+    finally:
+        server.stop()
+    assert tree["steered"]
+    moves = tree["moves"]
+    assert moves["demoted"] > 2000 < moves["lost_host"], "both tiers have evicted"
+    assert moves.get("lost", 0) == moves.get("refused", 0) == 0
+    assert tree["learned"]["returns"] > 30
+    assert "diverged" not in log.read_text()

@@ -9,6 +9,7 @@ from support.traces import agents
 
 from sglang_ext.cache.policy import Policy, PolicyLimits
 from sglang_ext.cache.sessions import Arrival
+from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.replay.cache import PrefixCache
 from sglang_ext.replay.rankings import Learned, Recency
 from sglang_ext.replay.tree import PromptTree
@@ -19,8 +20,8 @@ SIZES = (0.03, 0.05, 0.1, 0.2)
 class Lying(Policy):
     """A policy whose clients say ``lie(arrival, rng)``, and now and then advise at random."""
 
-    def __init__(self, lie, advice=True):
-        super().__init__(limits=PolicyLimits(pin_tokens=0))
+    def __init__(self, lie, advice=True, pin_tokens=0):
+        super().__init__(limits=PolicyLimits(pin_tokens=pin_tokens))
         self._lie, self._advice = lie, advice
         self._random = np.random.default_rng(7)
 
@@ -38,12 +39,26 @@ class Lying(Policy):
         return turn, changed
 
 
-def hits(trace, make):
+class Pinning(Lying):
+    """A policy whose clients pin whatever comes."""
+
+    granted = 0
+
+    def arrive(self, now, arrival):
+        turn, changed = Policy.arrive(self, now, arrival)
+        if arrival.session is not None and self._random.random() < 0.3:
+            pinned = self.pin(arrival.session, now, 3600.0)
+            self.granted += bool(pinned)
+            changed += pinned
+        return turn, changed
+
+
+def hits(trace, make, sizes=SIZES):
     tree = PromptTree.of(trace)
     ranking = make(tree)
     caches = [
         PrefixCache(tree, tokens // 64, ranking.tier(tokens), ranking.owner)
-        for tokens in (int(trace.footprint_tokens * size) for size in SIZES)
+        for tokens in (int(trace.footprint_tokens * size) for size in sizes)
     ]
     for step, now in enumerate(trace.time_s.tolist()):
         changed = [*ranking.arrive(step, step, now), *ranking.finish(step, now)]
@@ -81,9 +96,9 @@ def lru(trace):
     return hits(trace, lambda tree: Recency())
 
 
-def learned(trace, policy):
+def learned(trace, policy, sizes=SIZES):
     order = np.arange(len(trace))
-    return hits(trace, lambda tree: Learned(tree, trace, order, policy))
+    return hits(trace, lambda tree: Learned(tree, trace, order, policy), sizes)
 
 
 def test_without_lies_the_policy_beats_recency(trace, lru):
@@ -95,3 +110,12 @@ def test_a_lie_costs_no_more_than_recency(trace, lru, lie):
     difference = learned(trace, Lying(lie)) - lru
     assert difference.min() > -0.003
     assert difference.mean() > 0.0
+
+
+@pytest.mark.parametrize(("place", "size"), list(enumerate(SIZES)))
+def test_hostile_pins_cost_no_more_than_recency(trace, lru, place, size):
+    budget = int(trace.footprint_tokens * size * TreeSettings().pin_share)
+    policy = Pinning(lambda arrival, rng: arrival, pin_tokens=budget)
+    (hit,) = learned(trace, policy, (size,))
+    assert hit - lru[place] > -0.003
+    assert policy.granted or budget < 40_000

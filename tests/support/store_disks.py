@@ -59,6 +59,10 @@ class FaultyDisk(RealDisk):
         self._check("allocate", self.paths[file])
         super().allocate(file, size_bytes)
 
+    def truncate(self, file, size_bytes):
+        self._check("truncate", self.paths[file])
+        super().truncate(file, size_bytes)
+
     def sync(self, file):
         self._check("sync", self.paths[file])
         super().sync(file)
@@ -75,6 +79,32 @@ class FaultyDisk(RealDisk):
     def remove(self, path):
         self._check("remove", path)
         super().remove(path)
+
+
+class SmallDisk(FaultyDisk):
+    """A disk that has room for ``room_bytes`` of allocated files."""
+
+    def __init__(self, room_bytes):
+        super().__init__()
+        self.room_bytes = room_bytes
+        self.taken = {}
+
+    def free_bytes(self, path):
+        return self.room_bytes - sum(self.taken.values())
+
+    def allocate(self, file, size_bytes):
+        if size_bytes > self.free_bytes(None):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.paths[file]))
+        super().allocate(file, size_bytes)
+        self.taken[self.paths[file]] = size_bytes
+
+    def rename(self, old, new):
+        super().rename(old, new)
+        self.taken[Path(new)] = self.taken.pop(Path(old), 0)
+
+    def remove(self, path):
+        super().remove(path)
+        self.taken.pop(Path(path), None)
 
 
 def _everything(operation, path):
@@ -149,6 +179,15 @@ class PowerLossDisk(RealDisk):
             self.on_operation("allocate")
             super().allocate(file, size_bytes)
             self.inodes[file].size = max(self.inodes[file].size, size_bytes)
+
+    def truncate(self, file, size_bytes):
+        with self.lock_all:
+            self.on_operation("truncate")
+            super().truncate(file, size_bytes)
+            inode = self.inodes[file]  # metadata: durable at once here
+            del inode.data[size_bytes:]
+            inode.size = size_bytes
+            inode.writes = [(at, data) for at, data in inode.writes if at < size_bytes]
 
     def sync(self, file):
         with self.lock_all:

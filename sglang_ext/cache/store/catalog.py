@@ -134,6 +134,11 @@ class Catalog:
             if row != NO_ROW:
                 self._drop(row, why)
 
+    def refuse(self, pages: int, why: str) -> None:
+        """Count pages that are not kept."""
+        with self.lock:
+            self.refused[why] += pages
+
     def insert_segment(self, segment: Segment, file_bytes: int) -> None:
         """Take a new segment in."""
         with self.lock:
@@ -159,6 +164,18 @@ class Catalog:
             self.segments.remove(segment)
             self._record(Record(RecordKind.SEGMENT, segment=segment.number))
             return not segment.users
+
+    def shorten(self, segment: Segment, slots: int) -> None:
+        """Forget the slots from ``slots`` on, with their pages and what descends from those.
+
+        The file is the caller's. No operation may be under way. Nothing is recorded: pages beyond
+        the end of a file are left out when checkpoint and journal are read.
+        """
+        with self.lock:
+            for slot in range(slots, segment.slots):
+                if segment.rows[slot] != NO_ROW:
+                    self.evicted += self._remove(segment.rows[slot])
+            self.segments.shorten(segment, slots)
 
     def clear(self) -> list[tuple[Segment, bool]]:
         """Forget everything.

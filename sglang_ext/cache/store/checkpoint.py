@@ -163,6 +163,17 @@ def load_index(rows: int, body: memoryview, segments: Segments) -> Index | None:
     return index
 
 
+def slots_gone(rows: int, body: memoryview, segments: Segments) -> dict[int, int]:
+    """How many pages of a checkpoint lie in slots that do not exist, by number of the segment."""
+    begin = KEY_BYTES * rows
+    location = np.frombuffer(body[begin : begin + 8 * rows], np.int64)
+    begin += (8 + 4 + 4 + 8) * rows
+    payload = np.frombuffer(body[begin : begin + 4 * rows], np.uint32)
+    _, held = _in_segments(location, payload, segments)
+    numbers, pages = np.unique(location[~held] >> 32, return_counts=True)
+    return dict(zip(numbers.tolist(), pages.tolist(), strict=True))
+
+
 def _is_tree(parent: Numbers, depth: Numbers) -> bool:
     """Whether each parent exists and is one level above; so there are no cycles."""
     if not len(parent):

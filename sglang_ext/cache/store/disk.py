@@ -13,8 +13,9 @@ from typing import Protocol
 
 __all__ = ["OPEN_FLAGS", "Disk", "RealDisk", "read_fully", "write_fully"]
 
-# A link in place of a file of ours is refused, and no child process inherits a descriptor.
-OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+# A link in place of a file of ours is refused, no child process inherits a descriptor, and opening
+# a pipe does not wait for its other end; on regular files the last has no effect.
+OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _SECTOR_BYTES = 512
 
@@ -37,6 +38,9 @@ class Disk(Protocol):
     def allocate(self, file: int, size_bytes: int) -> None:
         """Give the file ``size_bytes`` of blocks that read as zeros."""
 
+    def truncate(self, file: int, size_bytes: int) -> None:
+        """Cut the end of the file off and give its blocks back."""
+
     def sync(self, file: int) -> None:
         """Make data of the file durable, and its size."""
 
@@ -55,8 +59,11 @@ class Disk(Protocol):
     def stat(self, file: int) -> os.stat_result:
         """Status of an open file."""
 
-    def lock(self, file: int) -> bool:
-        """Take the exclusive lock of an open file; False where somebody has it."""
+    def free_bytes(self, path: Path) -> int:
+        """What the file system of a folder has left for this user."""
+
+    def lock(self, file: int, *, shared: bool = False) -> bool:
+        """Take the lock of an open file, for itself or shared; False where somebody has it."""
 
 
 class RealDisk:
@@ -76,6 +83,9 @@ class RealDisk:
 
     def allocate(self, file: int, size_bytes: int) -> None:
         os.posix_fallocate(file, 0, size_bytes)
+
+    def truncate(self, file: int, size_bytes: int) -> None:
+        os.ftruncate(file, size_bytes)
 
     def sync(self, file: int) -> None:
         os.fdatasync(file)
@@ -99,10 +109,14 @@ class RealDisk:
     def stat(self, file: int) -> os.stat_result:
         return os.fstat(file)
 
-    def lock(self, file: int) -> bool:
+    def free_bytes(self, path: Path) -> int:
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
+
+    def lock(self, file: int, *, shared: bool = False) -> bool:
         # flock and not lockf: a second store in the same process has to be refused as well.
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True

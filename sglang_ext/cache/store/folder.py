@@ -19,6 +19,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import xxhash
+
 from sglang_ext.cache.store.disk import Disk, read_fully, write_fully
 from sglang_ext.cache.store.format import FORMAT_VERSION
 from sglang_ext.errors import StoreError, StoreFolderError, StoreFormatError, StoreInUseError
@@ -28,11 +30,13 @@ __all__ = ["STORE_ID_BYTES", "StoreFolder"]
 STORE_ID_BYTES = 16
 _FORMAT_NAME = "sglang-ext page store"
 _MOST_SUPERBLOCK_BYTES = 4096
-_CHECKPOINT = re.compile(r"index-(\d+)\.ckpt")
-_JOURNAL = re.compile(r"journal-(\d+)\.log")
+# As we write them, and not more than fits a field of 64 bits: other names are not ours.
+_GENERATION = r"([1-9]\d{0,17})"
+_CHECKPOINT = re.compile(rf"index-{_GENERATION}\.ckpt")
+_JOURNAL = re.compile(rf"journal-{_GENERATION}\.log")
 _SEGMENT = re.compile(r"(\d{6})\.seg")
 # What was being written under another name when the process ended.
-_PARTIAL = re.compile(r"(STORE|index-\d+\.ckpt|journal-\d+\.log)\.partial")
+_PARTIAL = re.compile(rf"(STORE|index-{_GENERATION}\.ckpt|journal-{_GENERATION}\.log)\.partial")
 
 
 class StoreFolder:
@@ -106,6 +110,8 @@ class StoreFolder:
                 raise StoreFolderError(
                     f"{path} is a symbolic link; the store follows none. Remove it"
                 ) from error
+            if error.errno in (errno.EISDIR, errno.ENXIO):  # a folder; a pipe or a socket
+                raise StoreFolderError(f"{path} is not a regular file; remove it") from error
             raise
         try:
             _check_file(path, self.disk.stat(file))
@@ -149,16 +155,21 @@ class StoreFolder:
         """Remove one of our files; one that is not there is no error."""
         self._remove(path)
 
-    def claim(self) -> None:
+    def claim(self, *, shared: bool = False) -> None:
         """Take the writer's lock; it is held until ``release`` or the end of the process.
+
+        Args:
+            shared: only keep writers away; nothing is written.
 
         Raises:
             StoreInUseError: somebody holds it.
         """
         path = self.path / "lock"
-        file = self.open(path, os.O_RDWR | os.O_CREAT)
+        if shared and "lock" not in self.disk.list(self.path):
+            return  # no writer was here
+        file = self.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT)
         try:
-            if not self.disk.lock(file):
+            if not self.disk.lock(file, shared=shared):
                 holder = bytearray(32)
                 length = read_fully(self.disk, file, memoryview(holder), 0)
                 pid = holder[:length].decode("ascii", "replace").strip() or "unknown"
@@ -166,7 +177,8 @@ class StoreFolder:
                     f"the page store {self.path} is in use by process {pid}; give this server a "
                     "folder of its own, or end that process"
                 )
-            write_fully(self.disk, file, memoryview(f"{os.getpid():<20}\n".encode()), 0)
+            if not shared:
+                write_fully(self.disk, file, memoryview(f"{os.getpid():<20}\n".encode()), 0)
         except BaseException:
             self.disk.close(file)
             raise
@@ -202,15 +214,25 @@ class StoreFolder:
             StoreError: there are files with our names, and no superblock that says they are ours.
         """
         self.remove_partial()
+        self.check_empty()
+        self.store_id = secrets.token_bytes(STORE_ID_BYTES)
+        store_id = self.store_id.hex()
+        text = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "id": store_id}
+        text["check"] = _check_of(store_id)
+        self.write_file(self.path / "STORE", (json.dumps(text) + "\n").encode())
+
+    def check_empty(self) -> None:
+        """Look whether a folder without a superblock holds nothing of a store.
+
+        Raises:
+            StoreFolderError: there are files with our names that nothing says are ours.
+        """
         strange = [path for path in self.own_files() if path.name != "lock"]
         if strange:
-            raise StoreError(
+            raise StoreFolderError(
                 f"{self.path} has no superblock (STORE), yet it holds {strange[0].name}; if that "
                 "was left by a page store, remove the folder, else give the store another one"
             )
-        self.store_id = secrets.token_bytes(STORE_ID_BYTES)
-        text = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "id": self.store_id.hex()}
-        self.write_file(self.path / "STORE", (json.dumps(text) + "\n").encode())
 
     def remove_partial(self) -> None:
         """Remove files whose writing was not finished."""
@@ -253,6 +275,10 @@ class StoreFolder:
             self.disk.remove(path)
 
 
+def _check_of(store_id: str) -> str:
+    return xxhash.xxh3_64_hexdigest(store_id.encode())
+
+
 def _parse(path: Path, data: bytes) -> bytes:
     """The store's id out of a superblock."""
     damaged = StoreError(
@@ -262,14 +288,22 @@ def _parse(path: Path, data: bytes) -> bytes:
     try:
         text = json.loads(data)
         version, store_id = text["version"], bytes.fromhex(text["id"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged from error
     if text.get("format") != _FORMAT_NAME or len(store_id) != STORE_ID_BYTES:
+        raise damaged
+    if type(version) is not int:
         raise damaged
     if version != FORMAT_VERSION:
         raise StoreFormatError(
             f"{path.parent} holds a page store of format {version}; this release knows format "
             f"{FORMAT_VERSION}. Use the release that wrote it, or give this one another folder"
+        )
+    # Without: a store of before there was one.
+    if text.get("check", _check_of(text["id"])) != _check_of(text["id"]):
+        raise StoreError(
+            f"{path} is damaged: its id does not match its checksum. Remove the folder and start "
+            "again, or put the id right: it is in bytes 13 to 28 of each segment as well"
         )
     return store_id
 

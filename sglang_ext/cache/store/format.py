@@ -23,6 +23,7 @@ __all__ = [
     "RECORD_BYTES",
     "RECORD_LAYOUT",
     "SEGMENT_LAYOUT",
+    "SEGMENT_MAGIC",
     "CheckpointHeader",
     "JournalHeader",
     "PageHeader",
@@ -47,7 +48,7 @@ JOURNAL_LAYOUT = struct.Struct("<8sI16sQQ")
 CHECKPOINT_LAYOUT = struct.Struct("<8sI16sQQIIQQQ16s192s")
 RECORD_LAYOUT = struct.Struct("<II32s32sIIIQQ20x")
 _PAGE_MAGIC = b"SGXPAGE\x00"
-_SEGMENT_MAGIC = b"SGXSEGM\x00"
+SEGMENT_MAGIC = b"SGXSEGM\x00"
 _JOURNAL_MAGIC = b"SGXJOUR\x00"
 _CHECKPOINT_MAGIC = b"SGXCKPT\x00"
 
@@ -127,13 +128,18 @@ class SegmentHeader(NamedTuple):
 
     def pack(self) -> bytes:
         """The bytes on disk; the rest of the block is zeros."""
-        return _seal(SEGMENT_LAYOUT, _SEGMENT_MAGIC, self)
+        return _seal(SEGMENT_LAYOUT, SEGMENT_MAGIC, self)
 
     @classmethod
     def unpack(cls, data: memoryview | bytes) -> "SegmentHeader | None":
         """The header at the start of ``data``, or None."""
-        fields = _open(SEGMENT_LAYOUT, _SEGMENT_MAGIC, data)
+        fields = _open(SEGMENT_LAYOUT, SEGMENT_MAGIC, data)
         return None if fields is None else cls(*fields)
+
+    @staticmethod
+    def remains(data: memoryview | bytes) -> int:
+        """The slot size in a header that may be damaged."""
+        return int(SEGMENT_LAYOUT.unpack_from(data)[-1])
 
 
 class JournalHeader(NamedTuple):

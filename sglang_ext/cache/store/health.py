@@ -25,13 +25,21 @@ class Health:
     what was begun before a pause do not prolong it.
 
     Args:
-        what: ``reading`` or ``writing``, for the log.
+        what: ``reading``, ``writing`` or ``syncing``, for the log.
         clock: seconds, monotonic.
+        effect: what a fault costs, for the log.
     """
 
-    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        what: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        effect: str = "pages of this tier are misses",
+    ) -> None:
         self.errors: Counter[str] = Counter()
         self._what = what
+        self._effect = effect
         self._clock = clock
         self._guard = threading.Lock()
         self._pause_s = 0.0
@@ -67,9 +75,11 @@ class Health:
             self._tries = True
             return True
 
-    def failed(self, error: OSError | None) -> None:
+    def failed(self, error: Exception | None) -> None:
         """An operation failed; None: it did not come back in time."""
-        name = "STALL" if error is None else errno.errorcode.get(error.errno or 0, "UNKNOWN")
+        name = "STALL"
+        if error is not None:
+            name = errno.errorcode.get(getattr(error, "errno", None) or 0, "UNKNOWN")
         with self._guard:
             now = self._clock()
             self.errors[name] += 1
@@ -84,11 +94,11 @@ class Health:
             self._logged[name] = now
             unlogged, self._unlogged = self._unlogged, 0
         logger.warning(
-            "page store: %s failed: %s (%d more not logged); pages of this tier are misses, "
-            "tried again in %.1f s",
+            "page store: %s failed: %s (%d more not logged); %s, tried again in %.1f s",
             self._what,
             name if error is None else error,
             unlogged,
+            self._effect,
             self._pause_s,
         )
 

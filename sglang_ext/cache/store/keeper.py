@@ -24,7 +24,7 @@ from sglang_ext.cache.store.placing import PlacingCatalog
 from sglang_ext.cache.store.plan import Plan, Planned
 from sglang_ext.cache.store.recovery import recover
 from sglang_ext.cache.store.room import Room
-from sglang_ext.cache.store.segment_files import FOREIGN, SegmentFiles
+from sglang_ext.cache.store.segment_files import FOREIGN, UNKNOWN, SegmentFiles
 from sglang_ext.cache.store.segments import Segments, Space
 from sglang_ext.errors import StoreError
 
@@ -44,7 +44,11 @@ class Keeper:
         folder, options, disk: as for the store.
         hours: the write budget; what earlier runs wrote is restored.
         seen: filter of admission; None: all pass.
-        health: is told of faults.
+        health: of the writing of pages; is told of faults that refuse them.
+
+    Attributes:
+        health: of the thread that syncs and writes checkpoints. It has one of its own: pages may be
+            written while it fails, and the other way round.
 
     Raises:
         StoreError: as the store's constructor says.
@@ -64,7 +68,12 @@ class Keeper:
         self.syncs = 0
         self.checkpoints = 0
         self._hours = hours
-        self._health = health
+        self.health = Health(
+            "syncing",
+            effect="new pages may not outlive a loss of power, and are refused once the journal "
+            "is full",
+        )
+        self._writing = health
         self._interval_s = options.sync_interval_s
         self._stall_s = options.stall_s
         self._syncing = threading.Lock()
@@ -103,9 +112,14 @@ class Keeper:
             if why == FOREIGN:
                 raise StoreError(
                     f"{self.folder.segment_path(number)} belongs to another page store; move it "
-                    "back, or remove it"
+                    "back, or remove it. Where that is so of all, STORE is another store's"
                 )
         for number, why in bad:
+            if why == UNKNOWN:
+                path = self.folder.segment_path(number)
+                logger.warning("page store: %s is left alone: %s", path, why)
+                segments.taken.add(number)
+                continue
             logger.warning("page store: segment %d is removed: %s", number, why)
             self.files.remove(number)
         self.recovered = recover(self.folder, segments, hours, threads=options.io_threads)
@@ -113,8 +127,8 @@ class Keeper:
         self.journal = Journal(self.folder, self._journal_bytes, self._want_checkpoint)
         undo.callback(self.journal.close)
         self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
-        self._room = Room(self.catalog, self.files, self.space, self._health)
-        self._room.fit()
+        self._room = Room(self.catalog, self.files, self.space, self._writing)
+        self._has_shrunk = self._room.fit()
         try:
             self._begin()
         except OSError as error:
@@ -140,7 +154,7 @@ class Keeper:
         for generation in self.folder.checkpoints():
             if generation != self.recovered.used:
                 self.folder.remove(self.folder.checkpoint_path(generation))
-        if self.recovered.how not in ("new", "clean"):
+        if self.recovered.how not in ("new", "clean") or self._has_shrunk:
             # Clean: no journal follows before one is made, and losing that one is no damage.
             self._checkpoint((self.recovered.journal, 0), clean=True)
             self.recovered.used = self._generation
@@ -182,7 +196,8 @@ class Keeper:
         try:
             self._write_journal()
         except OSError as error:
-            self._health.failed(error)
+            self._writing.failed(error)
+            self.catalog.refuse(len(done), "disk")
             return []
         return done
 
@@ -276,13 +291,16 @@ class Keeper:
                 break
             try:
                 tick()
-                self.sync()
-                self._checkpoint_now()
-                self._room.synced()
-                self._room.recycle()
+                if self.health.allows():
+                    self.sync()
+                    self._checkpoint_now()
+                    self._room.synced()
+                    self._room.recycle()
+                    self.health.succeeded()
             except OSError as error:
-                self._health.failed(error)
+                self.health.failed(error)
             except Exception as error:
+                self.health.failed(error)
                 others = self._gate.admits(type(error).__name__)
                 if others is not None:
                     logger.exception(
@@ -331,4 +349,5 @@ class Keeper:
 
     def _want_checkpoint(self) -> None:
         self._wanted = True
-        self._wake.set()
+        if self.health.is_good:  # otherwise it was tried in vain, and is tried again after a pause
+            self._wake.set()

@@ -8,9 +8,10 @@ import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from sglang_ext.cache.store.admission import WriteHours
-from sglang_ext.cache.store.checkpoint import load_index, read_checkpoint
+from sglang_ext.cache.store.checkpoint import load_index, read_checkpoint, slots_gone
 from sglang_ext.cache.store.disk import Disk
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import (
@@ -45,6 +46,8 @@ class Recovered:
         journal: generation that the next journal may have.
         position: generation and number of the record after the last one that was read.
         damage: what did not match, for people.
+        gone: pages of the checkpoint whose slots are gone though no record says so, by number of
+            the segment, which was cut or removed by somebody else.
     """
 
     index: Index
@@ -54,6 +57,7 @@ class Recovered:
     journal: int = 1
     position: tuple[int, int] = (1, 0)
     damage: list[tuple[str, str]] = field(default_factory=list)
+    gone: dict[int, int] = field(default_factory=dict)
 
 
 class Replay:
@@ -204,7 +208,9 @@ def recover(
         if not journals:
             recovered.how = "clean" if header else "new"
             return recovered
-        replay = Replay(recovered.index, segments, hours, on_segment)
+        replay = Replay(
+            recovered.index, segments, hours, partial(_changed, recovered.gone, on_segment)
+        )
         if _replay(folder, journals, start[1], replay, recovered):
             recovered.how = "journal"
             return recovered
@@ -219,6 +225,15 @@ def recover(
     recovered.index = _scan(folder.disk, segments, hours, threads)
     recovered.how = "scan"
     return recovered
+
+
+def _changed(
+    gone: dict[int, int], tell: Callable[[int, int], None] | None, number: int, slot_bytes: int
+) -> None:
+    """A record says that a segment was made or removed, so its pages were dropped knowingly."""
+    gone.pop(number, None)
+    if tell is not None:
+        tell(number, slot_bytes)
 
 
 def _from_checkpoint(
@@ -238,6 +253,7 @@ def _from_checkpoint(
         if read and index is not None:
             recovered.index = index
             recovered.used = generation
+            recovered.gone = slots_gone(read[0].rows, read[1], segments)
             return recovered, read[0]
         recovered.damage.append((name, "is damaged"))
     return recovered, None

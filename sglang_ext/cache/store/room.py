@@ -1,5 +1,6 @@
 """The room that a store has for pages: segments are made, given to another slot size, removed."""
 
+import errno
 import logging
 import threading
 from collections.abc import Callable
@@ -17,6 +18,11 @@ logger = logging.getLogger(__name__)
 
 # How long growing is left alone after the disk had no room for a segment.
 _GROW_AGAIN_SYNCS = 30
+# A disk without room for a whole segment gets a smaller one, of at least this many slots; not where
+# there are as many segments already, each of which is an open file.
+_FEW_SLOTS = 8
+_MANY_SEGMENTS = 512
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # How long a worker waits for somebody who removes a segment. Default 1 s: removing 2 GB takes less,
 # and with a disk that hangs more workers come to wait the longer each of them does.
 _PATIENCE_S = 1.0
@@ -76,14 +82,43 @@ class Room:
         finally:
             self._one.release()
 
-    def fit(self) -> None:
-        """Give segments back until the store fits a capacity that became smaller."""
+    def fit(self) -> bool:
+        """Give room back until the store fits a capacity that became smaller.
+
+        First the ends of segments that no page is in; then those that were used least recently, the
+        last of them only as far as needed. Called while the store is opened.
+
+        Returns:
+            Whether anything went.
+
+        Raises:
+            OSError: a file could not be shortened or removed.
+        """
         segments = self._catalog.segments
-        for segment in self._catalog.stalest_segments(NO_ROW):
-            needed = segments.charged_bytes + self._space.reserved_bytes(segments.slots)
-            if needed <= self._space.capacity_bytes:
-                return
+        slots = segments.slots
+        stalest = self._catalog.stalest_segments(NO_ROW)
+        for segment in stalest:
+            last = len(segment.used.rstrip(b"\0"))
+            self._shorten(segment, max(segments.slots_that_fit(segment), last))
+        for segment in stalest:
+            if segments.by_number.get(segment.number) is segment:  # it may have gone as empty
+                self._shorten(segment, segments.slots_that_fit(segment))
+        return segments.slots < slots
+
+    def _shorten(self, segment: Segment, slots: int) -> None:
+        if slots == segment.slots:
+            return
+        if not slots:
             self._give(segment, "the capacity is smaller")
+            return
+        logger.warning(
+            "page store: segment %d is cut from %d to %d slots: the capacity is smaller",
+            segment.number,
+            segment.slots,
+            slots,
+        )
+        self._catalog.shorten(segment, slots)
+        self._files.shorten(segment)
 
     def give_one(self, why: str) -> bool:
         """Give the segment back that was used least recently; False where there is none."""
@@ -127,9 +162,10 @@ class Room:
             can_grow = self._catalog.can_grow(slot_bytes)
         if not can_grow:
             stalest = self._catalog.stalest_segments(slot_bytes)
-            if not stalest:
-                return
-            self._retire(stalest[0])
+            if stalest:
+                self._retire(stalest[0])
+            elif self._catalog.segments.slots:
+                return  # where there are none the disk is asked as often as `Health` allows
         self._try_to_make(slot_bytes)
 
     def _try_to_make(self, slot_bytes: int) -> None:
@@ -138,23 +174,64 @@ class Room:
             if not self._make(slot_bytes):
                 self._stop_growing()
         except OSError as error:
-            self._health.count(error)
-            logger.warning("page store: no new segment: %s; older pages go instead", error)
             self._stop_growing()
+            if self._catalog.segments.slots:
+                self._health.count(error)
+                logger.warning("page store: no new segment: %s; older pages go instead", error)
+                return
+            self._health.failed(error)
+            logger.warning(
+                "page store: no segment can be made, so nothing is kept: %s; make room on the disk",
+                error,
+            )
 
     def _make(self, slot_bytes: int) -> bool:
-        """Make one more segment; False where its file is no good."""
+        """Make one more segment; False where it is smaller than it may be, or its file no good."""
         with self._catalog.lock:
             segments = self._catalog.segments
             slots = self._space.slots_of_next(slot_bytes, segments.slots, segments.charged_bytes)
             number = segments.next_number()
         if not slots:
             return True
-        segment = self._files.create(number, slot_bytes, slots, self._space)
+        made, full = slots, None
+        while True:
+            try:
+                segment = self._files.create(number, slot_bytes, made, self._space)
+                break
+            except OSError as error:
+                full = error
+                made = self._fewer(slot_bytes, made) if error.errno in _FULL else 0
+                if not made:
+                    raise
         if segment is None:
             return False
-        self._catalog.insert_segment(segment, BLOCK_BYTES + slots * slot_bytes)
-        return True
+        self._catalog.insert_segment(segment, BLOCK_BYTES + made * slot_bytes)
+        if full is not None:
+            self._health.count(full)
+            logger.warning(
+                "page store: the disk has room for %d of %d MB only: %s",
+                made * slot_bytes // 1_000_000,
+                slots * slot_bytes // 1_000_000,
+                full,
+            )
+        return made == slots
+
+    def _fewer(self, slot_bytes: int, slots: int) -> int:
+        """Slots of a segment that a disk may have room for which had none for ``slots``.
+
+        What journals and checkpoints will need is left to them. 0: not even for a few.
+        """
+        segments = self._catalog.segments
+        if len(segments.by_number) >= _MANY_SEGMENTS:
+            return 0
+        free_bytes = self._files.free_bytes() + self._space.journal_bytes(0)  # one is there
+        fewer = slots // 2
+        while fewer >= _FEW_SLOTS:
+            reserved = self._space.reserved_bytes(segments.slots + fewer)
+            if fewer * slot_bytes + reserved <= free_bytes:
+                return fewer
+            fewer //= 2
+        return 0
 
     def _give(self, segment: Segment, why: str) -> None:
         logger.warning("page store: segment %d goes: %s", segment.number, why)

@@ -10,14 +10,16 @@ from collections.abc import Iterable
 from sglang_ext.cache.store.disk import read_fully, write_fully
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import BLOCK_BYTES, SegmentHeader
+from sglang_ext.cache.store.mending import is_ours, mended
 from sglang_ext.cache.store.segments import Segment, Space
 
-__all__ = ["FOREIGN", "SegmentFiles", "aligned_block"]
+__all__ = ["FOREIGN", "UNKNOWN", "SegmentFiles", "aligned_block"]
 
 logger = logging.getLogger(__name__)
 
 # What is wrong with a segment that is whole, and not ours to remove.
 FOREIGN = "it belongs to another store"
+UNKNOWN = "it is no segment of a page store"
 
 
 def aligned_block(size_bytes: int = BLOCK_BYTES) -> memoryview:
@@ -33,11 +35,13 @@ class SegmentFiles:
         direct: ask for O_DIRECT.
         read_only: open for reading alone.
 
-    ``direct`` tells after the first file whether O_DIRECT is in use.
+    ``direct`` tells after the first file whether O_DIRECT is in use, ``mended`` which segments have
+    a damaged header and are usable all the same; where it may, the header is written again.
     """
 
     def __init__(self, folder: StoreFolder, *, direct: bool, read_only: bool) -> None:
         self.direct = direct
+        self.mended: list[int] = []
         self._folder = folder
         self._access = os.O_RDONLY if read_only else os.O_RDWR
 
@@ -83,6 +87,8 @@ class SegmentFiles:
             raise
         header = SegmentHeader.unpack(block)
         wrong = self._wrong(header, number, size)
+        if header is None:
+            header, wrong = self._mend(file, block, number, size)
         if header is None or wrong:
             self._folder.disk.close(file)
             return wrong
@@ -123,6 +129,14 @@ class SegmentFiles:
         """Remove a segment's file, so that its room is free at once."""
         self._folder.remove(self._folder.segment_path(number))
 
+    def shorten(self, segment: Segment) -> None:
+        """Cut the end of a segment's file off that no slot is in any more."""
+        self._folder.disk.truncate(segment.file, segment.offset_of(segment.slots))
+
+    def free_bytes(self) -> int:
+        """What the disk has left."""
+        return self._folder.disk.free_bytes(self._folder.segments)
+
     def sync_names(self) -> None:
         """Make it durable which segments there are."""
         self._folder.disk.sync_folder(self._folder.segments)
@@ -136,6 +150,30 @@ class SegmentFiles:
         """Close the descriptors of several segments."""
         for segment in segments:
             self.close(segment)
+
+    def _mend(
+        self, file: int, block: memoryview, number: int, size: int
+    ) -> tuple[SegmentHeader | None, str]:
+        """What a damaged header was, and what is wrong all the same."""
+        disk, page = self._folder.disk, aligned_block()
+        try:
+            read_fully(disk, file, page, BLOCK_BYTES)
+            header = mended(block, page, self._folder.store_id, number, size)
+            if header is None:
+                wrong = self._wrong(None, number, size)
+                return None, wrong if is_ours(block, page) else UNKNOWN
+            self.mended.append(number)
+            if self._access != os.O_RDONLY:
+                block[:] = bytes(BLOCK_BYTES)
+                block[: len(header.pack())] = header.pack()
+                write_fully(disk, file, block, 0)
+                path = self._folder.segment_path(number)
+                logger.warning("page store: the header of %s was damaged; mended", path)
+        except OSError as error:
+            disk.close(file)
+            error.filename = str(self._folder.segment_path(number))
+            raise
+        return header, self._wrong(header, number, size)
 
     def _wrong(self, header: SegmentHeader | None, number: int, size: int) -> str:
         if header is None:
@@ -158,13 +196,15 @@ class SegmentFiles:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                # The file exists now if it was to be made: some file systems refuse afterwards.
-                if flags & os.O_EXCL:
-                    self._folder.remove(path)
-                self.direct = False
-                logger.warning(
-                    "page store: %s is on a file system without O_DIRECT; pages go through the "
-                    "page cache, which costs a copy and memory",
-                    self._folder.segments,
-                )
+            # The file exists now if it was to be made: some file systems refuse afterwards.
+            if flags & os.O_EXCL:
+                self._folder.remove(path)
+            file = self._folder.open(path, flags)  # tells what is no regular file
+            self.direct = False
+            logger.warning(
+                "page store: %s is on a file system without O_DIRECT; pages go through the "
+                "page cache, which costs a copy and memory",
+                self._folder.segments,
+            )
+            return file
         return self._folder.open(path, flags)

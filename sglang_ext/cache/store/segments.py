@@ -6,6 +6,7 @@ index that covers all slots, two journals, and the small files.
 """
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 
 from sglang_ext.cache.store.format import BLOCK_BYTES, RECORD_BYTES
@@ -135,11 +136,15 @@ class Segment:
 
 
 class Segments:
-    """All segments and the allocation of slots. Not thread-safe: the catalog's lock is held."""
+    """All segments and the allocation of slots. Not thread-safe: the catalog's lock is held.
+
+    ``taken`` are numbers whose files are not ours.
+    """
 
     def __init__(self, space: Space) -> None:
         self.space = space
         self.by_number: dict[int, Segment] = {}
+        self.taken: set[int] = set()
         self.slots = 0
         self.charged_bytes = 0
         self._kinds: list[int] = []
@@ -163,6 +168,29 @@ class Segments:
         if segment.free:
             self._opened(segment.slot_bytes)[segment.number] = segment
 
+    def shorten(self, segment: Segment, slots: int) -> None:
+        """Forget the slots from ``slots`` on, which are free; the file is the caller's."""
+        self.slots -= segment.slots - slots
+        self.charged_bytes -= segment.charge_bytes
+        segment.free -= segment.slots - slots
+        segment.slots = slots
+        del segment.used[slots:], segment.rows[slots:]
+        segment.charge_bytes = self.space.charge_bytes(slots, segment.offset_of(slots))
+        self.charged_bytes += segment.charge_bytes
+        if not segment.free:
+            self._opened(segment.slot_bytes).pop(segment.number, None)
+
+    def slots_that_fit(self, segment: Segment) -> int:
+        """How many of its slots a segment may keep in a capacity that became smaller."""
+        others, charged = self.slots - segment.slots, self.charged_bytes - segment.charge_bytes
+
+        def excess_bytes(slots: int) -> int:
+            segment_bytes = self.space.charge_bytes(slots, segment.offset_of(slots))
+            needed = charged + segment_bytes + self.space.reserved_bytes(others + slots)
+            return needed - self.space.capacity_bytes
+
+        return bisect_right(range(1, segment.slots + 1), 0, key=excess_bytes)
+
     def remove(self, segment: Segment) -> None:
         """Forget a segment; its file is the caller's."""
         segment.gone = True
@@ -172,9 +200,9 @@ class Segments:
         self._opened(segment.slot_bytes).pop(segment.number, None)
 
     def next_number(self) -> int:
-        """The smallest number that no segment has."""
+        """The smallest number that neither a segment has nor a file of somebody else."""
         number = 1
-        while number in self.by_number:
+        while number in self.by_number or number in self.taken:
             number += 1
         return number
 

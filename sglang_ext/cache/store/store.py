@@ -1,6 +1,7 @@
 """The page store: what a caller sees, and the thread that makes things durable."""
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 from types import TracebackType
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
+from sglang_ext.cache.store.advice import EvictionAdvice
 from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk, RealDisk
 from sglang_ext.cache.store.engine import Engine
 from sglang_ext.cache.store.follower import Follower
-from sglang_ext.cache.store.format import KEY_BYTES, slot_bytes_of
+from sglang_ext.cache.store.format import KEY_BYTES, NO_KEY, slot_bytes_of
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.keeper import Keeper
 from sglang_ext.cache.store.options import Buffer, Page, StoreOptions, StoreStats
@@ -84,10 +86,10 @@ class PageStore:
                 self._open(folder, undo, writer=writer)
                 undo.pop_all()
         except OSError as error:
-            raise StoreError(
-                f"the page store {folder} cannot be opened: {error}; see to the disk, or give the "
-                "server another folder"
-            ) from error
+            fix = "see to the disk, or give the server another folder"
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                fix = "raise the limit of open files (ulimit -n)"
+            raise StoreError(f"the page store {folder} cannot be opened: {error}; {fix}") from error
         self.open_s = time.monotonic() - begin
         _open_stores.add(self)
 
@@ -107,6 +109,7 @@ class PageStore:
         undo.callback(self._engine.close, time.monotonic() + options.stall_s)
         parts = self._engine, disk, self._staging, options
         self._reader = Reader(self._catalog, *parts)
+        self.advice = EvictionAdvice(self._catalog)
         if self._keeper is not None:
             self._writer = Writer(self._keeper, *parts, self._writing)
             self._keeper.start(self._reader.ahead.expire)
@@ -193,12 +196,16 @@ class PageStore:
             For each page whether it is resident now, written or there before.
 
         Raises:
-            ValueError: a key, namespace or buffer cannot be used, or a page is larger than a
-                quarter of the staging memory.
+            ValueError: a key, namespace or buffer cannot be used (a key of zeros means that there
+                is no page), or a page is larger than a quarter of the staging memory.
         """
         _check_namespace(namespace)
-        _check_keys([page.key for page in pages])
-        _check_keys([page.parent for page in pages if page.parent is not None])
+        keys = [page.key for page in pages]
+        parents = [page.parent for page in pages if page.parent is not None]
+        _check_keys(keys)
+        _check_keys(parents)
+        if NO_KEY in keys or NO_KEY in parents:
+            raise ValueError("a key of zeros means that there is no page; give the page another")
         sources: list[list[Bytes]] = []
         offers: dict[bytes, Offer] = {}
         for number, (key, parent, buffers) in enumerate(pages):
@@ -283,6 +290,8 @@ class PageStore:
         parts = [reader.health, self._writing]
         if self._follower is not None:
             parts.append(self._follower.health)
+        if keeper is not None:
+            parts.append(keeper.health)
         with catalog.lock:
             return StoreStats(
                 pages=len(catalog.index),

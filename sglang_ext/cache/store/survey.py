@@ -50,6 +50,9 @@ def survey(folder: StoreFolder, *, direct: bool, threads: int) -> Iterator[Surve
         segments.insert(segment, size)
     try:
         recovered = recover(folder, segments, WriteHours(None), threads=threads)
+        for number in files.mended:
+            name = str(folder.segment_path(number).relative_to(folder.path))
+            recovered.damage.append((name, "its header is damaged; a server will mend it"))
         yield Survey(segments, unusable, recovered)
     finally:
         files.close_all(segments)

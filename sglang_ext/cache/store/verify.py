@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sglang_ext.cache.store.disk import Disk, RealDisk, read_fully
 from sglang_ext.cache.store.folder import StoreFolder
+from sglang_ext.cache.store.format import PageHeader
 from sglang_ext.cache.store.index import Index
 from sglang_ext.cache.store.segment_files import aligned_block
 from sglang_ext.cache.store.segments import Segment, Segments, locate
@@ -15,6 +16,8 @@ from sglang_ext.cache.store.transfer import mismatch
 from sglang_ext.errors import StoreError
 
 __all__ = ["Finding", "verify_store"]
+
+_KEY = "key does not match"
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Finding:
         file: name below the store's folder.
         key: of the page, in hexadecimal; empty where the finding is about a file.
         what: what does not match.
+        explained: a writer that was killed explains it; it tells nothing of the disk.
     """
 
     file: str
     key: str
     what: str
+    explained: bool = False
 
     def to_json(self) -> dict[str, object]:
         """The same as plain values for ``json.dumps``."""
@@ -41,8 +46,8 @@ def verify_store(
 ) -> Iterator[Finding]:
     """Check superblock, checkpoint, journal, segments and every page.
 
-    Takes the writer's lock, so no server may run on the folder. Nothing is written but the process
-    id into the lock.
+    Shares the writer's lock, so no server may run on the folder, which may be mounted for reading
+    alone. Nothing is written.
 
     Args:
         folder: of the store.
@@ -58,9 +63,10 @@ def verify_store(
         store = StoreFolder(folder, disk, writer=False)
     except FileNotFoundError as error:
         raise StoreError(f"{folder} holds no page store") from error
-    if not (folder / "lock").exists() or not store.load():
+    if not store.load():
+        store.check_empty()
         raise StoreError(f"{folder} holds no page store")
-    store.claim()
+    store.claim(shared=True)
     try:
         yield from _verify(store, disk, on_page or (lambda done, pages: None))
     finally:
@@ -71,11 +77,22 @@ def _verify(
     store: StoreFolder, disk: Disk, on_page: Callable[[int, int], None]
 ) -> Iterator[Finding]:
     with survey(store, direct=True, threads=16) as found:
+        gone = found.recovered.gone
         for number, why in found.unusable:
-            yield Finding(_name(store, number), "", why)
+            yield _lost(store, number, why, gone.pop(number, 0))
+        for number, pages in gone.items():
+            why = "it was cut" if number in found.segments.by_number else "it is gone"
+            yield _lost(store, number, why, pages)
         for name, what in found.recovered.damage:
             yield Finding(name, "", what)
-        yield from _pages(store, disk, found.recovered.index, found.segments, on_page)
+        # The checkpoint of a store that was closed knows all that was overwritten.
+        was_killed = found.recovered.how == "journal"
+        index, segments = found.recovered.index, found.segments
+        yield from _pages(store, disk, index, segments, on_page, was_killed=was_killed)
+
+
+def _lost(store: StoreFolder, number: int, why: str, pages: int) -> Finding:
+    return Finding(_name(store, number), "", f"{why}, and {pages} pages with it" if pages else why)
 
 
 def _pages(
@@ -84,6 +101,8 @@ def _pages(
     index: Index,
     segments: Segments,
     on_page: Callable[[int, int], None],
+    *,
+    was_killed: bool,
 ) -> Iterator[Finding]:
     # In the order of the disk, one after another: as fast as one reader is.
     rows = sorted(index.rows.values(), key=lambda row: index.location[row])
@@ -94,7 +113,10 @@ def _pages(
         why = _page(disk, index, row, segment, slot, block)
         if why:
             name = _name(store, segment_number)
-            yield Finding(name, index.key_of(row).hex(), f"slot {slot}: {why}")
+            whole = block[: segment.slot_bytes]
+            explained = was_killed and why == _KEY and _is_unknown_page(whole, index)
+            more = ": overwritten while the writer was killed, no damage" if explained else ""
+            yield Finding(name, index.key_of(row).hex(), f"slot {slot}: {why}{more}", explained)
         on_page(number + 1, len(rows))
 
 
@@ -110,6 +132,14 @@ def _page(
         return "cut"
     why, _ = mismatch(view, index.key_of(row), None, index.payload_bytes[row])
     return why and f"{why} does not match"
+
+
+def _is_unknown_page(slot: memoryview, index: Index) -> bool:
+    """Whether a slot holds a whole page that no other slot is known to hold."""
+    header = PageHeader.unpack(slot)
+    if header is None or header.key in index.rows:
+        return False
+    return not mismatch(slot, header.key, None, header.payload_bytes)[0]
 
 
 def _name(store: StoreFolder, number: int) -> str:

@@ -53,8 +53,7 @@ class Writer:
         if not self._health.allows() or not self._keeper.turn.acquire(
             timeout=self._options.stall_s
         ):
-            with self._catalog.lock:
-                self._catalog.refused["disk"] += len(offers)
+            self._catalog.refuse(len(offers), "disk")
             return set()
         try:
             return self._write(namespace, offers, sources, deadline)
@@ -123,3 +122,5 @@ class Writer:
             catalog.extend(plan)
             if before == (len(plan.waiting), slots, catalog.may_grow):
                 return  # all that could go is in use
+            if not slots:
+                return  # the disk has no room for any

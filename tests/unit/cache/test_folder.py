@@ -1,6 +1,7 @@
 """The folder of the third tier: locks, and whose files are whose."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import pytest
 
 from sglang_ext.cache import folder as l3
 from sglang_ext.cache.store import Page, PageStore, StoreOptions
-from sglang_ext.errors import ConfigError, StoreFormatError, StoreInUseError
+from sglang_ext.errors import ConfigError, StoreError, StoreFormatError, StoreInUseError
 
 HOLD = """
 import sys, time
@@ -143,3 +144,37 @@ def test_a_store_of_another_format_is_told_before_the_start(tmp_path):
 def test_folders_without_a_store_are_fine(tmp_path):
     (tmp_path / "rank-0").mkdir(mode=0o700)
     l3.check_stores(tmp_path)
+
+
+def test_a_lock_of_somebody_else_stays(tmp_path):
+    path = tmp_path / "server.lock"
+    path.write_text("my note")
+    with pytest.raises(ConfigError, match="not the lock of a server"):
+        l3.ServerLock(tmp_path)
+    assert path.read_text() == "my note"
+
+
+@pytest.mark.parametrize("damage", ["no root", "empty root", "link", "file", "mode", "foreign"])
+def test_stores_that_would_stop_the_server_are_told_before_it_starts(tmp_path, damage):
+    for name in ("rank-0", "rank-1"):
+        with PageStore(tmp_path / name, StoreOptions(4_000_000)) as store:
+            assert store.write(b"n" * 32, [Page(b"k" * 32, None, [b"x" * 9_000])]) == [True]
+    l3.check_stores(tmp_path)
+    rank = tmp_path / "rank-0"
+    segment = min((rank / "segments").iterdir())
+    if damage == "no root":
+        (rank / "STORE").unlink()
+    elif damage == "empty root":
+        (rank / "STORE").write_bytes(b"")
+    elif damage == "link":
+        rank.rename(tmp_path / "elsewhere")
+        rank.symlink_to(tmp_path / "elsewhere")
+    elif damage == "file":
+        shutil.rmtree(rank)
+        rank.write_text("my note")
+    elif damage == "mode":
+        segment.chmod(0o644)
+    else:
+        shutil.copy(min((tmp_path / "rank-1" / "segments").iterdir()), segment)
+    with pytest.raises(StoreError, match="rank-0"):
+        l3.check_stores(tmp_path, wait_s=0)

@@ -4,6 +4,7 @@ from math import inf
 
 import numpy as np
 
+from sglang_ext.cache import guard as module
 from sglang_ext.cache.conversation import Conversation, Stop
 from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.policy import STALE, Policy
@@ -120,3 +121,15 @@ def test_a_tier_whose_guard_does_not_trust_is_ranked_by_age():
     assert worths == sorted(worths)
     assert worths[0] > 0.0
     assert all(now < policy.worth(turn, now, guard=guard)[1] < inf for turn in turns)
+
+
+def test_small_prompts_do_not_make_it_grow(monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 50)
+    policy = Policy()
+    guard = policy.guard(10**6)
+    for number in range(200):
+        turn, _ = policy.arrive(float(number), Arrival(20, [number], None))
+        policy.finish(turn, number + 0.5, Stop.END, 5)
+    assert len(guard._recent) == len(guard._learned) == len(guard._order) == 50
+    tokens = sum(conversation.tokens for conversation in guard._recent)
+    assert guard._over == [tokens - 10**6] * 2

@@ -91,7 +91,7 @@ def test_gone_takes_what_is_below_in_host_memory(index):
 def test_no_tenant_pushes_out_another_beyond_its_share(index):
     index.device_shares.capacity = 40
     for tenant in ("a", "b"):
-        index.device_shares.seen(tenant, 0.0)
+        index.tenants.seen(tenant, 0.0)
     mine = add(index, 1, tenant="a")
     theirs = [add(index, 10 + n, tenant="b") for n in range(3)]
     assert index.device.lowest(0.0) is theirs[0]  # 30 of 40, with a share of 20

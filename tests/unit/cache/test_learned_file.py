@@ -1,11 +1,17 @@
 """What was learned survives a restart."""
 
 import stat
+import threading
+from pathlib import Path
+
+import pytest
 
 from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.learned_file import LearnedFile
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival
+from sglang_ext.cache.state import check_state
+from sglang_ext.errors import ConfigError
 
 
 def taught():
@@ -16,35 +22,85 @@ def taught():
     return policy
 
 
+def restored(file, policy, now):
+    return file.load(policy, file.read(), now)
+
+
 def test_round_trip(tmp_path):
     file = LearnedFile(tmp_path / "policy.state")
-    assert file.save(taught(), 100.0)
+    assert file.close(taught(), 100.0)
     assert stat.S_IMODE((tmp_path / "policy.state").stat().st_mode) == 0o600
     policy = Policy()
-    assert LearnedFile(tmp_path / "policy.state").load(policy, 200.0)
+    assert restored(LearnedFile(tmp_path / "policy.state"), policy, 200.0)
     assert policy.inspect()["conversations"] == taught().inspect()["conversations"]
     assert [path.name for path in tmp_path.iterdir()] == ["policy.state"]
 
 
 def test_not_more_often_than_asked(tmp_path):
-    file, policy = LearnedFile(tmp_path / "policy.state", every_s=60.0), taught()
-    assert file.save(policy, 100.0)
-    assert not file.save(policy, 159.0)
-    assert file.save(policy, 159.0, anyway=True)
-    assert file.save(policy, 220.0)
+    file, policy = LearnedFile(tmp_path / "policy.state", idle_s=60.0, busy_s=600.0), taught()
+
+    def saves(now, *, busy):
+        begun = file.save(policy, now, busy=busy)
+        assert file._join(10.0)
+        return begun
+
+    assert saves(1000.0, busy=False)
+    assert not saves(1059.0, busy=False)
+    assert saves(1060.0, busy=False)
+    assert not saves(1659.0, busy=True)
+    assert saves(1660.0, busy=True)
+
+
+def test_a_disk_that_hangs_holds_up_nobody(tmp_path, monkeypatch):
+    comes_back = threading.Event()
+    replace = Path.replace
+
+    def hangs(self, target):
+        assert comes_back.wait(10.0)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", hangs)
+    file, policy = LearnedFile(tmp_path / "policy.state"), taught()
+    assert file.save(policy, 1000.0, busy=False)
+    assert not file.save(policy, 2000.0, busy=False)
+    assert not file.close(policy, 3000.0, wait_s=0.01)
+    comes_back.set()
+    assert file._join(10.0)
+    assert file.save(policy, 2000.0, busy=False)
+    assert file.close(policy, 3000.0)
 
 
 def test_damage_is_a_fresh_start(tmp_path):
     path = tmp_path / "policy.state"
     policy = Policy()
-    assert not LearnedFile(path).load(policy, 0.0)
-    LearnedFile(path).save(taught(), 100.0)
+    assert not restored(LearnedFile(path), policy, 0.0)
+    LearnedFile(path).close(taught(), 100.0)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert not LearnedFile(path).load(policy, 0.0)
+    assert not restored(LearnedFile(path), policy, 0.0)
     assert policy.inspect()["conversations"] == 0
 
 
 def test_folder_that_is_gone_stops_nothing(tmp_path):
-    assert not LearnedFile(tmp_path / "no" / "policy.state").save(taught(), 100.0)
+    assert not LearnedFile(tmp_path / "no" / "policy.state").close(taught(), 100.0)
+
+
+def test_a_state_that_is_too_long_is_not_kept(tmp_path):
+    path = tmp_path / "policy.state"
+    assert not LearnedFile(path, most_bytes=100).close(taught(), 100.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path):
+    path = tmp_path / "policy.state"
+    check_state(path)
+    assert LearnedFile(path).close(taught(), 100.0)
+    check_state(path)
+    path.write_text("my note")
+    with pytest.raises(ConfigError, match="not the state of a cache policy"):
+        check_state(path)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="cannot use"):
+        check_state(path)

@@ -88,3 +88,11 @@ def test_contradictions_are_refused(mirror):
         learn(mirror, [(9, 0, 0, 4, 4, 1)], "wxyz")
     with pytest.raises(MirrorError, match="elsewhere"):
         learn(mirror, [(9, 0, 0, 7, 7, 1)], "abcdefg")
+
+
+def test_a_node_of_a_tree_that_is_gone_holds_little(mirror):
+    leaf, _ = learn(mirror, [(1, 0, 0, 6, 6, 1), (2, 1, 6, 8, None, 0)], "abcdefgh")
+    above = leaf.parent
+    leaf.tokens = array("q", range(8))
+    mirror.abandon()
+    assert (leaf.tokens, leaf.parent, above.tokens, above.children) == (None, None, None, {})

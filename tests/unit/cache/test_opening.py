@@ -32,7 +32,7 @@ def test_shares_of_size_and_limit(settings):
     ):
         for store in (first, second):
             assert store.stats().capacity_bytes < 10_000_000
-            pages = [Page(bytes([n]) * 32, None, page) for n in range(10)]
+            pages = [Page(bytes([n]) * 32, None, page) for n in range(1, 11)]
             written = sum(store.write(NAMESPACE, pages))
             assert written == 4  # with their headers, half of the day's limit
 

@@ -2,11 +2,11 @@
 
 from math import inf
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ext.cache.order import TENANTS, EvictionOrder, FairOrder, Shares
+from sglang_ext.cache.order import EvictionOrder, FairOrder
+from sglang_ext.cache.shares import Shares, Tenants
 
 STEPS = st.lists(
     st.tuples(st.sampled_from("aad?"), st.integers(0, 9), st.floats(0.0, 5.0)), max_size=80
@@ -60,15 +60,16 @@ def test_a_time_that_is_due_at_once_is_due_once():
 
 
 def fair(capacity, worth):
-    shares = Shares(capacity)
+    tenants = Tenants()
+    shares = Shares(capacity, tenants)
     order = FairOrder(lambda leaf, now: (worth(leaf), inf), lambda leaf: leaf[0], shares)
-    return shares, order
+    return tenants, shares, order
 
 
 def test_a_tenant_alone_has_everything():
-    shares, order = fair(10, lambda leaf: 0.0)
+    tenants, shares, order = fair(10, lambda leaf: 0.0)
     for number in range(12):
-        shares.seen("a", 0.0)
+        tenants.seen("a", 0.0)
         shares.charge("a", 1)
         order.add(("a", number), number, 0.0)
     assert order.lowest(0.0) == ("a", 0)
@@ -76,11 +77,11 @@ def test_a_tenant_alone_has_everything():
 
 def test_no_tenant_pushes_another_below_its_share():
     # The flood says that all it has is priceless.
-    shares, order = fair(100, lambda leaf: 1e9 if leaf[0] == "flood" else 0.0)
+    tenants, shares, order = fair(100, lambda leaf: 1e9 if leaf[0] == "flood" else 0.0)
     held = {"calm": 0, "flood": 0}
     for number in range(2000):
         tenant = "calm" if number < 60 or number % 50 == 0 else "flood"
-        shares.seen(tenant, float(number) / 10)
+        tenants.seen(tenant, float(number) / 10)
         shares.charge(tenant, 1)
         held[tenant] += 1
         order.add((tenant, number), number, 0.0)
@@ -95,11 +96,11 @@ def test_no_tenant_pushes_another_below_its_share():
 
 
 def test_a_tenant_that_left_is_not_protected():
-    shares, order = fair(10, lambda leaf: 1.0 if leaf[0] == "b" else 0.0)
-    shares.seen("a", 0.0)
+    tenants, shares, order = fair(10, lambda leaf: 1.0 if leaf[0] == "b" else 0.0)
+    tenants.seen("a", 0.0)
     shares.charge("a", 4)
     order.add(("a", 0), 0, 0.0)
-    shares.seen("b", 1.0)
+    tenants.seen("b", 1.0)
     shares.charge("b", 6)
     order.add(("b", 0), 1, 1.0)
     assert order.lowest(1.0) == ("b", 0)
@@ -108,7 +109,7 @@ def test_a_tenant_that_left_is_not_protected():
 
 def test_leaves_change_hands():
     owner = {"x": "a"}
-    shares = Shares(10)
+    shares = Shares(10, Tenants())
     order = FairOrder(lambda leaf, now: (0.0, inf), owner.__getitem__, shares)
     order.add("x", 0, 0.0)
     owner["x"] = "b"
@@ -117,14 +118,3 @@ def test_leaves_change_hands():
     order.discard("x")
     assert order.lowest(0.0) is None
     assert "x" not in order
-
-
-def test_tenants_are_bounded():
-    shares = Shares(10)
-    for number in range(10 * TENANTS):
-        place = shares.seen(f"t{number}", 0.0)
-        shares.charge(place, 1)
-    assert len(shares.excess(0.0)) == TENANTS
-    assert shares.place("t3") == "t3"
-    assert shares.place("stranger") == shares.place("stranger")
-    assert sum(shares.excess(0.0).values()) == pytest.approx(10 * TENANTS - 10)

@@ -148,6 +148,42 @@ def test_announcements_reach_paused_conversations_only():
     assert turn.conversation.announced_s < 0.0
 
 
+def test_one_end_is_about_a_bounded_number_of_conversations():
+    policy = Policy()
+    for number in range(1000):
+        come(policy, float(number), [number], session="user of an application")
+    opened = policy.model.opened
+    ended = policy.end("user of an application", 1000.0)
+    assert [turn.conversation.marks for turn in ended] == [[mark] for mark in range(968, 1000)]
+    assert policy.model.opened == opened
+    assert policy.end("user of an application", 1001.0) == []
+
+
+def test_a_flood_of_advice_leaves_what_was_learned():
+    policy = Policy(limits=PolicyLimits(pauses=64))
+    turn, _ = come(policy, 0.0, [1], session="flood")
+    come(policy, 0.0, [2])
+    opened, age = policy.model.opened, 0.0
+    for number in range(200):
+        age += 1.0
+        changed = policy.announce("flood", age, 10.0 + number % 2)
+        assert changed == [turn]
+        assert policy.announce("flood", age, 10.0 + number % 2) == []
+    assert policy.model.opened == opened
+    assert policy.end("flood", age) == [turn]
+    assert policy.model.opened == opened
+
+
+def test_advice_on_a_pause_that_the_model_has_forgotten():
+    policy = Policy(limits=PolicyLimits(pauses=64))
+    turn, _ = come(policy, 0.0, [1], session="s")
+    for number in range(100):
+        come(policy, 1.0, [100 + number])
+    opened = policy.model.opened
+    assert policy.end("s", 2.0) == [turn]
+    assert policy.model.opened == opened + 1
+
+
 def test_pins_hold_within_a_budget():
     policy = Policy(limits=PolicyLimits(pin_tokens=500, pin_s=60.0))
     first, _ = come(policy, 0.0, [1, 2, 3], session="a", tenant="t")
@@ -242,3 +278,18 @@ def test_state_is_bounded():
     assert set(found["curves"]) == {"tool", "end", "other"}
     back = found["curves"]["tool"]["back"]
     assert back == sorted(back)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_cold_policy_lets_the_answer_of_an_earlier_twin_live_as_long(guarded):
+    policy = Policy()
+    guard = policy.guard(1000) if guarded else None
+    first, _ = policy.arrive(0.0, Arrival(100, [1, 2], None))
+    second, _ = policy.arrive(0.1, Arrival(100, [1, 2], None))
+    stranger, _ = policy.arrive(0.2, Arrival(100, [9], None))
+    assert policy.worth(first, 0.3, guard=guard)[0] == inf, "it runs"
+    policy.finish(stranger, 1.0, Stop.END, 5)
+    policy.finish(first, 100.0, Stop.END, 5)
+    policy.finish(second, 100.0, Stop.END, 5)
+    worth = [policy.worth(turn, 101.0, guard=guard)[0] for turn in (first, second, stranger)]
+    assert min(worth[:2]) > worth[2]

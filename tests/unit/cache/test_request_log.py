@@ -1,8 +1,10 @@
 """The log of requests: what is in it, and its bound."""
 
 import json
+import os
 import stat
 
+from sglang_ext.cache import request_log as module
 from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.request_log import RequestLog
 from sglang_ext.cache.requests import Known
@@ -60,3 +62,14 @@ def test_file_that_cannot_be_written_is_said_and_nothing_else(tmp_path):
     log.close()
     assert log.full
     assert not (tmp_path / "target").exists()
+
+
+def test_a_disk_that_hangs_does_not_hold_the_end_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_CLOSE_S", 0.05)
+    os.mkfifo(tmp_path / "log")  # opening it waits for a reader
+    log = RequestLog(tmp_path / "log", 10**6, 64)
+    for number in range(300):
+        log.put(known(number), Stop.END, 1, 2000.0)
+    assert log.dropped == 300 - 256
+    log.close()
+    os.close(os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK))

@@ -49,7 +49,7 @@ def test_next_turn_continues_the_conversation(requests, ended):
 def test_sessions_by_the_source_that_says_most(requests):
     def name(rid, stock=None, **carried):
         tokens = array("q", [hash(rid) % 1000 + n for n in range(16)])
-        known, _ = requests.arrive(rid, tokens, (), carried, session=stock)
+        known, _ = requests.arrive(rid, tokens, (None, None), carried, session=stock)
         return known.session
 
     assert name("a") is None
@@ -71,6 +71,15 @@ def test_what_never_ends_is_forgotten_in_the_end(requests, ended, monkeypatch):
     assert [(known.rid, stop) for known, stop, _ in ended] == [("a", Stop.OTHER)]
     assert len(requests._answered) == 3
     assert requests.end("a", Stop.END, 1) == []
+
+
+def test_what_ran_for_hours_has_ended_unseen(requests, ended):
+    lost = arrive(requests, "lost", received=1.0)
+    arrive(requests, "a", received=20_000.0)
+    assert not ended
+    arrive(requests, "b", received=21_700.0)
+    assert [(known.rid, stop) for known, stop, _ in ended] == [("lost", Stop.OTHER)]
+    assert lost.turn.curve is not None or not lost.turn.is_current
 
 
 def test_advice_reaches_the_policy(requests):
@@ -104,3 +113,30 @@ def test_clock_never_goes_back():
     own = Clock()
     own.hear(4e8)
     assert own() > 1e9
+
+
+def test_a_session_is_its_tenants(requests):
+    def come(rid, salt, first, **carried):
+        tokens = array("q", range(first, first + 16))
+        return requests.arrive(rid, tokens, (None, salt), carried)[0]
+
+    a = come("a", "A", 0, session="s")
+    requests.end("a", Stop.TOOL, 1)
+    b = come("b", "B", 100, session="s")
+    c = come("c", "B", 200, previous="a")
+    assert len({a.session, b.session, "s"}) == 3
+    assert c.session == b.session
+    assert not a.turn.conversation.superseded
+    assert requests.advise("end", "s", 0.0) == []
+    assert requests.advise("end", a.session, 0.0) == [a.turn]
+
+
+def test_an_adapter_is_no_tenant(requests):
+    tokens = array("q", range(16))
+    known = [
+        requests.arrive(str(n), tokens, (key, None), {"session": "s"}, model=model)[0]
+        for n, (key, model) in enumerate((("team", ""), ("teamlora", "lora"), ("lora", "lora")))
+    ]
+    assert known[0].tenant == known[1].tenant != ""
+    assert known[2].tenant == ""
+    assert len({known[n].marks[0] for n in range(3)}) == 3

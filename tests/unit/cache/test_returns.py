@@ -151,3 +151,26 @@ def test_a_state_of_another_shape_is_refused():
     spoiled._weights[0][0, 0] = np.nan
     with pytest.raises(ValueError, match="finite"):
         ReturnModel(2).load(spoiled.state())
+
+
+def test_a_flood_of_pauses_is_learned_in_small_steps():
+    model = ReturnModel(3, ring=64)
+    x = np.zeros(3, dtype=np.float32)
+    for number in range(5000):
+        model.close(model.open(x, float(number)), number + 1.0, back=True)
+    taken = [model.learn(5000.0) for _ in range(100)]
+    assert max(taken) <= 4
+    assert 0 < sum(taken) <= 64
+
+
+def test_a_reopened_pause_is_looked_at_from_then_on():
+    model = ReturnModel(3, ring=4)
+    pause = model.open(np.zeros(3, dtype=np.float32), 0.0)
+    assert model.reopen(pause, np.ones(3, dtype=np.float32), entered=7.0)
+    assert model.opened == 1
+    assert model.average().tolist() == [1.0, 1.0, 1.0]
+    for _ in range(4):
+        model.open(np.zeros(3, dtype=np.float32), 1.0)
+    assert not model.reopen(pause, np.ones(3, dtype=np.float32), entered=8.0)
+    assert not model.reopen(-1, np.ones(3, dtype=np.float32), entered=8.0)
+    assert not model.average().any()

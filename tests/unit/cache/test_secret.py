@@ -1,5 +1,6 @@
 """The secret of a server's folder."""
 
+import os
 import stat
 
 import pytest
@@ -21,11 +22,27 @@ def test_two_folders_differ(tmp_path):
     assert folder_secret(tmp_path / "a") != folder_secret(tmp_path / "b")
 
 
-def test_torn_one_is_made_anew(tmp_path):
-    (tmp_path / "secret").write_bytes(b"torn")
-    secret = folder_secret(tmp_path)
-    assert len(secret) == 16
-    assert folder_secret(tmp_path) == secret
+@pytest.mark.parametrize("text", [b"", b"my note", b"0" * 17])
+def test_a_file_of_somebody_else_stays(tmp_path, text):
+    path = tmp_path / "secret"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match="not the secret of a server"):
+        folder_secret(tmp_path)
+    assert path.read_bytes() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_pipe_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "secret", 0o600)
+    with pytest.raises(ConfigError, match="not the secret of a server"):
+        folder_secret(tmp_path)
+
+
+def test_what_was_being_made_is_made_anew(tmp_path):
+    fresh = tmp_path / f"secret.{os.getpid()}.new"
+    fresh.write_bytes(b"torn")
+    assert len(folder_secret(tmp_path)) == 16
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
 
 
 def test_link_is_refused(tmp_path):

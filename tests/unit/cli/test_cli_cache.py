@@ -1,6 +1,8 @@
 """``sglang-ext cache`` as it is typed."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -94,3 +96,91 @@ def test_beside_a_server(folder):
             result = run(command, folder)
             assert result.returncode == 2
             assert "in use" in result.stderr
+
+
+def two_ranks(folder):
+    with PageStore(folder / "rank-1", OPTIONS) as store:
+        assert all(store.write(NAMESPACE, [Page(b"x" * 32, None, [b"x" * 50_000])]))
+
+
+@pytest.mark.parametrize("command", ["stat", "verify"])
+def test_a_store_that_lost_its_root_is_told(folder, command):
+    two_ranks(folder)
+    (folder / "rank-0" / "STORE").unlink()
+    result, told = report(folder, command, folder)
+    assert result.returncode == (1 if command == "stat" else 2)
+    assert "rank-0" in result.stderr
+    assert "no superblock (STORE)" in result.stderr
+    assert (told["ok"], told["pages"]) == (False, 1)
+
+
+def test_verify_tells_all_though_a_store_cannot_be_opened(folder):
+    two_ranks(folder)
+    stored(folder)[b"\x05" * 32].flip(10)
+    (folder / "rank-1" / "STORE").write_text("nonsense")
+    result, told = report(folder, "verify", folder)
+    assert result.returncode == 2
+    assert [one["key"] for one in told["findings"]] == ["05" * 32]
+    assert [one["store"] for one in told["errors"]] == ["rank-1"]
+
+
+@pytest.mark.parametrize(("cut", "said"), [(True, "it was cut"), (False, "it is gone")])
+def test_verify_misses_no_segment(folder, cut, said):
+    segment = min((folder / "rank-0" / "segments").iterdir())
+    if cut:
+        os.truncate(segment, segment.stat().st_size // 4)
+    else:
+        segment.unlink()
+    result, told = report(folder, "verify", folder)
+    assert result.returncode == 1
+    (finding,) = told["findings"]
+    assert finding["file"] == f"segments/{segment.name}"
+    assert said in finding["what"]
+    assert f"{10 - told['pages']} pages with it" in finding["what"]
+
+
+def test_pages_dropped_on_purpose_are_no_finding(folder):
+    with PageStore(folder / "rank-0", OPTIONS) as store:
+        store.clear()
+        assert store.write(NAMESPACE, [Page(b"x" * 32, None, [b"x" * 9_000])]) == [True]
+    assert run("verify", folder).returncode == 0
+
+
+def test_stat_tells_of_a_segment_of_another_store(folder):
+    two_ranks(folder)
+    segment = min((folder / "rank-1" / "segments").iterdir())
+    shutil.copy(segment, folder / "rank-0" / "segments" / "000077.seg")
+    result, told = report(folder, "stat", folder)
+    assert result.returncode == 1
+    assert "belongs to another store" in result.stderr
+    assert told["stores"][0]["pages"] == 10
+
+
+def test_gc_looks_at_its_size_first(folder):
+    two_ranks(folder)
+    result = run("gc", folder, "--ranks", 1, "--size", 1)
+    assert result.returncode == 2
+    assert "--size" in result.stderr
+    assert (folder / "rank-1" / "STORE").exists()
+
+
+def test_gc_removes_what_was_being_made(folder):
+    for name in ("policy.state.77.new", "secret.1.new", "notes.77.new"):
+        (folder / name).write_text("x")
+    assert run("gc", folder).returncode == 0
+    assert {path.name for path in folder.iterdir()} >= {"notes.77.new"}
+    assert not list(folder.glob("policy*"))
+    assert not list(folder.glob("secret*"))
+
+
+def test_a_reader_that_stops_is_no_finding(folder):
+    command = f"{sys.executable} -m sglang_ext.cli cache stat {folder}"
+    script = f"({command}; echo $? >{folder}/code) | true"
+    subprocess.run(["/bin/sh", "-c", script], check=False)
+    assert (folder / "code").read_text().strip() in ("0", "141")
+
+
+def test_json_needs_a_file(folder):
+    result = run("stat", folder, "--json", "-")
+    assert result.returncode == 2
+    assert "'-' is no file" in result.stderr

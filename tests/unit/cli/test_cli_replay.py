@@ -52,6 +52,10 @@ def test_tiers_and_several_traces(log, tmp_path):
             parts = row["l1_hit"] + row["l2_hit"] + row["l3_hit"]
             assert row["hit"] == pytest.approx(parts)
             assert row["capacity_tokens"] == 1128
+    flags = "--policies", "lru", "--tiers", "64,128,1k", "--inclusive", "--json", out
+    assert run(trace, *flags).exit_code == 0
+    found = json.loads(out.read_text())
+    assert (found["inclusive"], found["rows"][0]["capacity_tokens"]) == (True, 1000)
 
 
 def test_a_wish_that_is_not_reached_is_a_finding(log, tmp_path):
@@ -69,6 +73,7 @@ def test_a_wish_that_is_not_reached_is_a_finding(log, tmp_path):
         (["--capacity-tokens", "1k,none"], "not a number of tokens"),
         (["--tiers", "1k", "--capacity-tokens", "1k"], "no --capacity-tokens"),
         (["--tiers", "1,2,3,4"], "up to three sizes"),
+        (["--inclusive"], "is of --tiers"),
         (["--tiers", "1k", "--wished-hit", "50"], "drop one of them"),
         (["--record", "x.gz", "second.log"], "does not exist"),
         (["--seed", "-1"], "Invalid value for '--seed'"),

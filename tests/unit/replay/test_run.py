@@ -50,6 +50,23 @@ def test_tiers_are_nested_caches(trace):
     assert replay(trace, ["lru"], [], tiers=[a]).rows[0].l2_hit is None
 
 
+def test_inclusive_tiers_are_caches_of_their_own_size(trace):
+    a, b, c = (trace.footprint_tokens // part for part in (40, 20, 5))
+    tiered = replay(trace, ["ext", "lru", "arc"], [], tiers=[a, b, c], inclusive=True)
+    plain = replay(trace, ["ext", "lru", "arc"], [a, b, c])
+    assert (tiered.inclusive, plain.inclusive) == (True, False)
+    for row in tiered.rows:
+        one, two, three = (other.hit for other in plain.of(row.policy))
+        assert row.capacity_tokens == c
+        assert row.l1_hit == one
+        # What a tier lacks, one above it may have: never less than either.
+        assert one + row.l2_hit == pytest.approx(two, abs=0.01)
+        assert one + row.l2_hit >= two - 1e-9
+        assert three - 1e-9 <= row.hit <= three + 0.01
+    (row,) = replay(trace, ["ext"], [], tiers=[b, a], inclusive=True).rows
+    assert (row.l2_hit, row.capacity_tokens) == (0, b), "a smaller L2 adds nothing"
+
+
 def test_starts_follow_the_seed(trace):
     timed = dataclasses.replace(trace, timed="session")
     size = [trace.footprint_tokens // 10]

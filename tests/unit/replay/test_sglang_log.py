@@ -6,7 +6,7 @@ import pytest
 
 from sglang_ext.errors import TraceError
 from sglang_ext.replay.record import record
-from sglang_ext.replay.sglang_log import block_keys
+from sglang_ext.replay.sglang_log import block_keys, row_of
 from sglang_ext.replay.trace import read_trace
 
 request_logger = pytest.importorskip("sglang.srt.utils.request_logger")
@@ -67,3 +67,26 @@ def test_keys_are_equal_where_all_before_them_is():
     assert len(one) == len(two) == 2
     assert one[0] == two[0]
     assert one[1] != two[1]
+
+
+def finished(headers=None, **asked):
+    meta = {"completion_tokens": 7, "e2e_latency": 0.25}
+    obj = {"input_ids": list(range(200)), **asked}
+    row = {"timestamp": "2026-01-01T00:00:00", "obj": obj, "out": {"meta_info": meta}}
+    return row_of({**row, "headers": headers}, 64)
+
+
+def test_what_the_server_keeps_apart_shares_no_block():
+    spaces = ({}, {"cache_salt": "a"}, {"extra_key": "a"}, {"lora_path": "a"})
+    first = [finished(**space)["keys"][0] for space in spaces]
+    assert len(set(first)) == len(spaces)
+    assert finished(cache_salt="a")["keys"] == finished(cache_salt="a")["keys"]
+    assert first[0] == block_keys(list(range(64)), 64)[0]
+
+
+def test_a_session_is_named_by_its_own_header_alone():
+    router = {"x-smg-routing-key": "r"}
+    assert "s" not in finished(router)
+    one, two = (finished({**router, "X-Session-Id": name})["s"] for name in "ab")
+    assert one != two
+    assert finished({"x-session-id": "a"})["s"] == one

@@ -105,15 +105,45 @@ def test_a_checkpoint_that_is_gone_leads_to_a_scan(closed):
         assert all(read(store, KEYS))
 
 
-@pytest.mark.parametrize("offset", [0, 8, 12, 28, 32, 40])
-def test_a_bit_flip_in_a_segments_header_drops_the_segment(closed, offset):
-    flip(closed / "segments/000001.seg", offset)
-    with PageStore(closed, options()) as store:
-        store.check_integrity()
-        hits = read(store, KEYS)
-        assert not any(hits[:5]), "pages of the first segment"
-        assert all(write(store, KEYS))
+@pytest.mark.parametrize("offset", [0, 8, 12, 28, 32, 33, 40, "all"])
+def test_a_segments_header_that_is_damaged_is_mended(closed, offset):
+    path = closed / "segments/000001.seg"
+    good = path.read_bytes()[:4096]
+    if offset == "all":
+        with path.open("r+b") as file:
+            file.write(bytes(range(1, 256)) * 16)
+    else:
+        flip(path, offset)
+    assert [finding.file for finding in verify_store(closed)] == ["segments/000001.seg"]
+    with reopened(closed, "clean") as store:
         assert all(read(store, KEYS))
+    assert path.read_bytes()[:4096] == good
+    assert not list(verify_store(closed))
+
+
+def test_a_segment_without_header_and_pages_that_is_all_zeros_is_removed(closed):
+    path = closed / "segments/000009.seg"
+    path.write_bytes(bytes(65536))
+    path.chmod(0o600)
+    with reopened(closed, "clean") as store:
+        assert all(read(store, KEYS))
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["mine", "mine" * 5000])
+def test_a_file_of_somebody_else_with_a_segments_name_is_left_alone(closed, text):
+    foreign = closed / "segments/000777.seg"
+    in_the_way = closed / f"segments/{len(list(closed.glob('segments/*'))) + 1:06d}.seg"
+    for path in (foreign, in_the_way):
+        path.write_text(text)
+        path.chmod(0o600)
+    with PageStore(closed, options(16 * MIB)) as store:
+        for number in range(30):
+            assert all(write(store, chain(number, 40)))
+        store.clear()
+        assert all(write(store, KEYS))
+    for path in (foreign, in_the_way):
+        assert path.read_text() == text
 
 
 PAGE_FIELDS = {"magic": 0, "version": 8, "depth": 12, "namespace": 16, "key": 48, "parent": 80}

@@ -121,6 +121,41 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_is_tried_again(tmp_path, dis
         assert all(read(store, chain("after", 12), 3000))
 
 
+@pytest.mark.parametrize("fails", ["allocate", "sync", "rename", "sync_folder", "remove"])
+def test_a_disk_that_fails_is_asked_now_and_then_and_not_all_the_time(tmp_path, disk, fails):
+    store = PageStore(tmp_path / "s", options(MIB), disk=disk)
+    assert all(write(store, chain("before", 12), 3000))
+    asked = []
+
+    def fault(operation, path, offset):
+        if operation != fails or path.suffix == ".seg" or path.name == "segments":
+            return 0
+        asked.append(path)
+        return errno.EIO
+
+    disk.fault = fault
+    for number in range(60):  # more than both journals take
+        write(store, chain(number, 12), 3000)
+    assert asked
+    time.sleep(1.0)
+    before = len(asked)
+    time.sleep(1.0)
+    assert len(asked) - before < 50, "1,000 and more where the thread wakes itself"
+    disk.fault = lambda *what: 0
+    until(lambda: all(write(store, chain("after", 12), 3000)))
+    store.close()
+
+
+def test_pages_that_the_journal_does_not_take_are_counted(tmp_path, disk):
+    store = PageStore(tmp_path / "s", options(MIB), disk=disk)
+    disk.fault = no_checkpoint
+    numbers = itertools.count()
+    until(lambda: not all(write(store, chain(next(numbers), 12), 3000)))
+    assert store.stats().refused["disk"] > 0
+    disk.fault = lambda *what: 0
+    store.close()
+
+
 def test_failing_syncs_make_no_third_journal(tmp_path, disk):
     store = PageStore(tmp_path / "s", options(MIB), disk=disk)
     disk.fault = no_checkpoint

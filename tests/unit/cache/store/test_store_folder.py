@@ -1,8 +1,11 @@
 """The folder: whose it is, what is in it, and who writes to it."""
 
+import errno
 import json
 import os
 import stat
+import threading
+from pathlib import Path
 
 import pytest
 from support.store_crash import crash
@@ -28,6 +31,10 @@ def refused(folder, error, *words):
         PageStore(folder, options())
     for word in words:
         assert str(word) in str(raised.value)
+
+
+def verify(folder, options):
+    list(verify_store(folder))
 
 
 def own_names(folder):
@@ -65,12 +72,58 @@ def test_a_newer_format_is_refused_with_a_way_out(folder):
     assert StoreFormatError.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other", "version": 1, "id": "00"}'])
+ID = "00" * 16
+SUPERBLOCK = {"format": "sglang-ext page store", "version": 1, "id": ID}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 4000,
+        '{"format": "other", "version": 1, "id": "00"}',
+        json.dumps({**SUPERBLOCK, "version": "1"}),
+        json.dumps({**SUPERBLOCK, "version": True}),
+        json.dumps({**SUPERBLOCK, "check": "0" * 16}),
+    ],
+)
 def test_a_damaged_superblock_is_refused_and_nothing_is_removed(folder, text):
     (folder / "STORE").write_text(text)
     before = own_names(folder)
     refused(folder, StoreError, "STORE")
     assert own_names(folder) == before
+
+
+def test_a_bit_flip_in_the_id_is_told_as_such(folder):
+    text = json.loads((folder / "STORE").read_text())
+    text["id"] = f"{int(text['id'], 16) ^ 1:032x}"
+    (folder / "STORE").write_text(json.dumps(text))
+    refused(folder, StoreError, "STORE is damaged")
+
+
+def test_a_superblock_without_checksum_is_read(folder):
+    text = json.loads((folder / "STORE").read_text())
+    del text["check"]
+    (folder / "STORE").write_text(json.dumps(text))
+    with PageStore(folder, options()) as store:
+        assert all(read(store, KEYS))
+
+
+@pytest.mark.parametrize("name", ["journal-007.log", f"journal-{'9' * 26}.log", "index-01.ckpt"])
+def test_names_that_we_do_not_write_are_not_ours(folder, name):
+    (folder / name).write_text("mine")
+    with PageStore(folder, options()) as store:
+        assert store.stats().recovery == "clean"
+        assert all(read(store, KEYS))
+    assert (folder / name).read_text() == "mine"
+
+
+def test_too_many_open_files_are_no_fault_of_the_disk(folder, disk):
+    disk.fault = lambda operation, path, offset: errno.EMFILE if operation == "open" else 0
+    with pytest.raises(StoreError, match="ulimit"):
+        PageStore(folder, options(), disk=disk)
 
 
 def test_segments_without_a_superblock_are_not_taken_for_ours(folder):
@@ -157,10 +210,35 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     refused(path, StoreFolderError, "not a folder")
 
 
-def test_a_pipe_in_place_of_a_file_is_refused(folder):
-    (folder / "lock").unlink()
-    os.mkfifo(folder / "lock", 0o600)
-    refused(folder, StoreFolderError, "regular")
+def fifo(path):
+    os.mkfifo(path, 0o600)
+
+
+@pytest.mark.parametrize("make", [fifo, Path.mkdir])
+@pytest.mark.parametrize("opens", [PageStore, PageStore.follow, verify])
+@pytest.mark.parametrize("name", ["STORE", "lock", "index-1.ckpt", "segments/000001.seg"])
+def test_what_is_no_regular_file_is_refused_at_once(folder, name, opens, make, caplog):
+    path = folder / name
+    path.unlink()
+    make(path)
+    path.chmod(0o600)
+    raised = []
+
+    def attempt():
+        try:
+            opens(folder, options()).close()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)  # it may hang
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    if opens == PageStore.follow and name in ("lock", "index-1.ckpt"):
+        return  # a view takes no lock, and waits for a writer's checkpoint
+    assert [type(error) for error in raised] == [StoreFolderError]
+    assert f"{path} is not a regular file" in str(raised[0])
+    assert "O_DIRECT" not in caplog.text
 
 
 def test_foreign_files_are_never_touched(folder):

@@ -222,3 +222,110 @@ def test_check_integrity_notices(damage):
     damage(index)
     with pytest.raises(StoreError):
         index.check_integrity()
+
+
+def chain(index, first, count, time_us):
+    for number in range(first, first + count):
+        grow(index, number, number - 1 if number > first else None, time_us=time_us)
+
+
+def test_what_is_named_goes_before_all_others_with_its_chain():
+    index = Index()
+    chain(index, 0, 3, 10)
+    chain(index, 10, 3, 20)
+    index.evict_first(key(12), 30)
+    assert numbers(index.evict(0, 2)) == [12, 11]
+    index.check_integrity()
+    assert numbers(index.evict(0, 2)) == [10, 2], "what is left of the chain, then recency"
+    index.check_integrity()
+
+
+def test_what_is_left_of_a_chain_keeps_its_name():
+    index = Index()
+    index.ends.know(key(3), None)
+    chain(index, 0, 4, 10)
+    chain(index, 10, 3, 20)
+    assert numbers(index.evict(0, 1)) == [3]
+    assert index.ends.row_of(key(3)) == index.rows[key(2)]
+    index.check_integrity()
+    index.touch(index.rows[key(2)], 40)
+    index.evict_first(key(3), 50)
+    assert numbers(index.evict(0, 1)) == [2]
+    assert index.ends.name_of(index.rows[key(1)]) is None
+    index.check_integrity()
+
+
+def test_a_name_ends_where_others_go_on():
+    index = Index()
+    chain(index, 0, 3, 10)
+    grow(index, 5, 1, time_us=20)
+    index.ends.know(key(2), index.rows[key(2)])
+    assert numbers(index.evict(0, 1)) == [2]
+    index.evict_first(key(2), 30)
+    assert numbers(index.evict(0, 1)) == [5]
+    index.check_integrity()
+
+
+def test_what_is_named_and_used_stays():
+    index = Index()
+    chain(index, 0, 2, 10)
+    chain(index, 10, 2, 20)
+    for number in (11, 99):
+        index.evict_first(key(number), 30)
+    assert len(index.first) == 1, "what is not there takes no place"
+    index.touch(index.rows[key(11)], 40)
+    assert numbers(index.evict(0, 2)) == [1, 0]
+    assert not index.first
+
+
+def test_what_is_named_has_no_children_and_is_not_read():
+    index = Index()
+    chain(index, 0, 3, 10)
+    chain(index, 10, 2, 5)
+    index.evict_first(key(1), 30)
+    index.evict_first(key(2), 30)
+    index.pin(index.rows[key(2)])
+    assert numbers(index.evict(0, 9)) == [11, 10]
+    index.unpin(index.rows[key(2)])
+    index.check_integrity()
+
+
+def test_the_oldest_leaf_that_nobody_looks_after():
+    index = Index()
+    assert index.oldest_stranger() == NO_ROW
+    for number in range(4):
+        grow(index, number, time_us=10 + number)
+    for number in (0, 2):
+        index.ends.know(key(number), index.rows[key(number)])
+    assert index.oldest_stranger() == index.rows[key(1)]
+    index.touch(index.rows[key(1)], 40)
+    assert index.oldest_stranger() == index.rows[key(3)]
+    assert numbers(index.evict(0, 2)) == [0, 2], "what is looked after goes by use, too"
+    index.check_integrity()
+
+
+def test_order_with_advice_holds_together_in_random_steps():
+    rng = random.Random(4)
+    index, held = Index(), []
+    for step in range(3000):
+        what = rng.random()
+        live = [number for number in held if key(number) in index.rows]
+        if what < 0.5 or not live:
+            grow(index, step, rng.choice(live) if live and rng.random() < 0.8 else None, step)
+            held = [*live, step]
+        elif what < 0.6:
+            index.touch(index.rows[key(rng.choice(live))], step)
+        elif what < 0.63:
+            name = key(rng.choice([*live, step + 1]))
+            index.ends.know(name, index.rows.get(name))
+        elif what < 0.65:
+            index.ends.forget(key(rng.choice(live)))
+        elif what < 0.7:
+            index.evict_first(key(rng.choice(live)), step)
+        elif what < 0.8:
+            found = index.oldest_stranger()
+            assert found == NO_ROW or index.ends.name_of(found) is None
+        else:
+            wanted = rng.randrange(1, 5)
+            assert len(index.evict(0, wanted)) == min(wanted, len(live))
+        index.check_integrity()

@@ -214,3 +214,9 @@ def test_many_threads(tmp_path):
         assert not failures
         store.check_integrity()
         assert not store.stats().dropped
+
+
+def test_a_key_of_zeros_is_refused(store):
+    for page in (Page(bytes(32), None, [b"x"]), Page(KEYS[0], bytes(32), [b"x"])):
+        with pytest.raises(ValueError, match="zeros"):
+            store.write(NAMESPACE, [page])

@@ -1,11 +1,15 @@
 """Verification reads everything, tells what it finds, and changes nothing."""
 
+import errno
 import json
 
 import pytest
+from support.store_crash import crash
 from support.store_pages import chain, options, write
 
+from sglang_ext.cache import upkeep
 from sglang_ext.cache.store import Finding, PageStore, verify_store
+from sglang_ext.cache.store.options import MIB
 
 KEYS = chain("a", 30)
 
@@ -64,6 +68,7 @@ def test_a_finding_is_plain_values_for_json():
         "file": "segments/000001.seg",
         "key": "ab",
         "what": "cut",
+        "explained": False,
     }
 
 
@@ -73,3 +78,53 @@ def test_the_lock_is_free_after_and_during_an_abandoned_verification(folder):
     next(findings)
     findings.close()
     PageStore(folder, options()).close()
+
+
+def overwritten(folder, disk):
+    """A full store that is killed after pages were overwritten and before that was recorded."""
+    store = PageStore(folder, options(MIB), disk=disk)
+    for number in range(20):
+        write(store, chain(number, 10))
+    disk.fault = lambda operation, path, offset: (
+        errno.EIO if operation == "write" and ".log" in path.name else 0
+    )
+    assert not any(write(store, chain("last", 10)))
+    crash(store)
+
+
+def test_what_a_kill_explains_is_told_apart_from_damage(tmp_path, disk, caplog):
+    overwritten(tmp_path / "s", disk)
+    findings = list(verify_store(tmp_path / "s"))
+    assert findings
+    assert all(finding.explained for finding in findings)
+    assert all("no damage" in finding.what for finding in findings)
+    assert upkeep.verify(tmp_path / "s") == []
+    assert f"{len(findings)} pages were evicted and overwritten" in caplog.text
+
+
+def test_damage_in_a_store_that_was_killed_is_damage(tmp_path, disk):
+    overwritten(tmp_path / "s", disk)
+    [finding, *_] = verify_store(tmp_path / "s")
+    slot = int(finding.what.split()[1].rstrip(":"))
+    damage(tmp_path / "s" / finding.file, 4096 + slot * 12288 + 6000)
+    [damaged] = upkeep.verify(tmp_path / "s")
+    assert (damaged.file, damaged.key) == (finding.file, finding.key)
+
+
+def test_pages_in_each_others_place_are_damage_even_after_a_kill(crashed):
+    path = crashed / "segments/000001.seg"
+    data = bytearray(path.read_bytes())
+    first, second = slice(4096, 4096 + 12288), slice(4096 + 12288, 4096 + 2 * 12288)
+    data[first], data[second] = data[second], data[first]
+    path.write_bytes(data)
+    assert len(upkeep.verify(crashed)) == 2
+
+
+def test_a_page_in_the_place_of_another_is_damage_in_a_store_that_was_closed(folder, tmp_path):
+    with PageStore(tmp_path / "other", options()) as store:
+        assert all(write(store, chain("b", 30)))
+    page = (tmp_path / "other/segments/000001.seg").read_bytes()[4096 : 4096 + 12288]
+    with (folder / "segments/000001.seg").open("r+b") as file:
+        file.seek(4096)
+        file.write(page)
+    assert len(upkeep.verify(folder)) == 1

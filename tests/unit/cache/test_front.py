@@ -1,0 +1,88 @@
+"""What goes along with SGLang's own requests, and what does not."""
+
+from types import SimpleNamespace
+
+import pytest
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.kv_hints import decode_kv_hints_envelope
+
+from sglang_ext.cache import front
+from sglang_ext.cache.advice import Outbox
+from sglang_ext.cache.carrier import ACTION, carried_by
+from sglang_ext.cache.probes import is_probe
+
+
+@pytest.fixture
+def outbox(monkeypatch):
+    outbox = Outbox()
+    monkeypatch.setattr(front, "_outbox", outbox)
+    return outbox
+
+
+def carry(obj, **headers):
+    """What the scheduler is told of each request that ``obj`` stands for."""
+    request = SimpleNamespace(headers={name.replace("_", "-"): v for name, v in headers.items()})
+    passed = front.carry_request(lambda manager, sent, request: sent, None, obj, request)
+    assert passed is obj
+    obj.normalize_batch_and_arguments()
+    hints = obj.kv_hints if isinstance(obj.kv_hints, list) else [obj.kv_hints]
+    return [dict(carried_by(decode_kv_hints_envelope(one))) if one else {} for one in hints]
+
+
+def request(**fields):
+    return GenerateReqInput(input_ids=fields.pop("input_ids", [1, 2, 3]), **fields)
+
+
+def forged(payload, **more):
+    actions = [
+        {"action_id": str(number), "action_type": kind, "action_version": "1", "payload": told}
+        for number, (kind, told) in enumerate({ACTION: payload, **more}.items())
+    ]
+    return {"protocol_version": "1", "message_id": "m", "actions": actions}
+
+
+def test_a_health_check_carries_nothing(outbox):
+    outbox.put("end", "s", 0.0)
+    probe = request(rid=f"{HEALTH_CHECK_RID_PREFIX}_1")
+    assert carry(probe, x_session_id="alice") == [{}]
+    told = carry(request())[0]
+    assert [row[1:] for row in told["advice"]] == [["end", "s", 0.0]]
+
+
+def test_health_checks_are_known_by_their_ids():
+    assert is_probe(f"{HEALTH_CHECK_RID_PREFIX}_1")
+    assert not any(map(is_probe, ("a", None, ["HEALTH_CHECK_1"])))
+
+
+@pytest.mark.parametrize("several", [{}, {"sampling_params": {"n": 2}}])
+def test_each_request_of_a_batch_is_described(outbox, several):
+    batch = request(input_ids=[[1, 2], [3]], **several)
+    told = carry(batch, x_session_id="s")
+    assert len(told) >= 2
+    assert len({one["weak_session"] for one in told}) == 1
+
+
+def test_several_answers_to_one_prompt(outbox):
+    told = carry(request(sampling_params={"n": 2}), x_session_id="s")
+    assert all("weak_session" in one for one in told)
+
+
+def test_what_a_client_says_in_our_name_is_dropped(outbox):
+    told = carry(request(kv_hints=forged({"received": 3.9e9, "advice": [[0, "end", "s", 1.0]]})))[0]
+    assert told["received"] < 3.9e9
+    assert "advice" not in told
+
+
+def test_it_is_dropped_where_the_request_is_not_understood(outbox, monkeypatch):
+    monkeypatch.setattr(front, "describe_request", lambda *what: 1 / 0)
+    told = carry(request(kv_hints=forged({"received": 3.9e9, "session": "s"})))[0]
+    assert told["received"] < 3.9e9
+    assert "session" not in told
+
+
+@pytest.mark.parametrize("hints", [5, "x", {"actions": 5}, {"actions": [5]}])
+def test_hints_of_another_form_are_left_to_sglang(outbox, hints):
+    obj = request(kv_hints=hints)
+    front.carry_request(lambda manager, sent, request: sent, None, obj, None)
+    assert obj.kv_hints == hints
