@@ -4,6 +4,7 @@ Imports neither torch nor SGLang: it works on the argparse parser that SGLang ha
 """
 
 import argparse
+import json
 import math
 import os
 import secrets
@@ -20,6 +21,11 @@ from sglang_ext.cache.state import STATE_NAME, check_state
 from sglang_ext.config import FLAGS, ExtConfig, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
 from sglang_ext.config.stock import check_conflicts, stock_settings
+from sglang_ext.context_parallel.names import (
+    ARCHITECTURES,
+    MODEL_PACKAGE,
+    MODEL_PACKAGE_VARIABLE,
+)
 from sglang_ext.errors import ConfigError, SglangExtError, StoreError
 
 __all__ = [
@@ -29,6 +35,7 @@ __all__ = [
     "add_flags",
     "carry_config",
     "config_of",
+    "splits_batches",
     "tree_settings",
 ]
 
@@ -40,7 +47,7 @@ _UNSET = object()
 _SESSION = secrets.token_hex(16)
 
 
-def add_flags(parser: argparse.ArgumentParser, *, check_always: bool = False) -> None:
+def add_flags(parser: argparse.ArgumentParser, *, reference_device: bool = False) -> None:
     """Put our flags on ``parser``, and our checks behind its ``parse_args``.
 
     The checks run where the parser runs, so that a bad value ends like any other wrong flag: one
@@ -48,7 +55,8 @@ def add_flags(parser: argparse.ArgumentParser, *, check_always: bool = False) ->
 
     Args:
         parser: SGLang's parser, with its own flags on it.
-        check_always: look at model folder and port even when no flag of ours is given.
+        reference_device: the reference platform is the active one. Model folder and port are then
+            looked at even when no flag of ours is given.
     """
     group = parser.add_argument_group("sglang-ext", "Extension for agent workloads.")
     for flag in FLAGS:
@@ -62,10 +70,10 @@ def add_flags(parser: argparse.ArgumentParser, *, check_always: bool = False) ->
     def parse_args(args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         parsed = plain_parse(args, namespace)
         try:
-            if check_always:
+            if reference_device:
                 _check_model(parsed)
                 _check_port(parsed)
-            _complete(parsed, lambda: _given(plain_parse, args, parsed))
+            _complete(parsed, lambda: _given(plain_parse, args, parsed), reference_device)
         except SglangExtError as error:
             parser.exit(error.exit_code, f"sglang-ext: error: {error}\n")
         return parsed
@@ -94,6 +102,12 @@ def config_of(server_args: Any) -> ExtConfig:
     return config if isinstance(config, ExtConfig) else ExtConfig()
 
 
+def splits_batches(parsed: argparse.Namespace) -> bool:
+    """Whether the server that was asked for splits its prefill batches over ranks."""
+    config = getattr(parsed, CONFIG_ATTRIBUTE, None)
+    return isinstance(config, ExtConfig) and config.context_parallel.enabled
+
+
 def tree_settings(server_args: Any) -> TreeSettings | None:
     """What the radix tree of this server is asked to be; None: SGLang's own."""
     config = config_of(server_args)
@@ -114,7 +128,9 @@ def tree_settings(server_args: Any) -> TreeSettings | None:
     )
 
 
-def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -> None:
+def _complete(
+    parsed: argparse.Namespace, given: Callable[[], dict[str, Any]], reference_device: bool
+) -> None:
     """Read our flags from ``parsed``, check them, and set the stock flags they need."""
     config = parse(vars(parsed))
     setattr(parsed, CONFIG_ATTRIBUTE, config)
@@ -123,11 +139,13 @@ def _complete(parsed: argparse.Namespace, given: Callable[[], dict[str, Any]]) -
     _check_model(parsed)
     _check_port(parsed)
     stock_given = given()
-    ranks = _ranks(parsed)
-    # Page size and the like come first: they are part of what a cached page is.
-    for setting in stock_settings(config, ranks=ranks):
+    if config.context_parallel.enabled:
+        _check_splitting(parsed, reference_device)
+    # Page size and the like come first: they are part of what a cached page is, and so are ranks.
+    for setting in stock_settings(config, ranks=_ranks(parsed)):
         if setting.overridable and setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
+    ranks = _ranks(parsed)
     check_l1_holds_a_page(config.cache, getattr(parsed, "page_size", None))
     check_l2_fits(config.cache, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     settings = stock_settings(config, ranks=ranks, identity=_identity(parsed))
@@ -260,6 +278,33 @@ def _check_model(parsed: argparse.Namespace) -> None:
         raise ConfigError(
             f"--model-path: {path} holds no config.json, so it is not a model folder; give one "
             "(sglang-ext model smollm2 makes one)"
+        )
+
+
+def _check_splitting(parsed: argparse.Namespace, reference_device: bool) -> None:
+    """Refuse ``--ext-cp-size`` where no split batch can be computed."""
+    if not reference_device:
+        raise ConfigError(
+            "--ext-cp-size: SGLang's attention kernels do not take the plan yet, only the "
+            "reference device does; leave it out, or use SGLang's own --cp-strategy"
+        )
+    package = os.environ.get(MODEL_PACKAGE_VARIABLE, "")
+    if package not in ("", MODEL_PACKAGE):
+        raise ConfigError(
+            f"--ext-cp-size: {MODEL_PACKAGE_VARIABLE} is {package}, and its own models need that "
+            "variable; unset it, or leave out --ext-cp-size"
+        )
+    file = Path(str(getattr(parsed, "model_path", None) or "")).expanduser() / "config.json"
+    if not file.is_file():
+        return  # a name of a hub: looked at once the model is here
+    try:
+        names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [""]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"--model-path: {file} cannot be read: {error}") from None
+    if names[0] not in ARCHITECTURES:
+        raise ConfigError(
+            f"--ext-cp-size: {names[0] or 'a model without a name'} ({file}) is not among the "
+            f"models that it was tried with, {', '.join(ARCHITECTURES)}; leave it out"
         )
 
 

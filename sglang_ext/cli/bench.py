@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sglang_ext.cli.bench_cache import cache
 from sglang_ext.cli.bench_live import live
+from sglang_ext.cli.bench_prefill import prefill
 from sglang_ext.cli.bench_store import store
 from sglang_ext.cli.bench_tools import tools
 from sglang_ext.cli.options import json_option, open_json, workdir_option, write_json
@@ -25,6 +26,7 @@ def bench() -> None:
 
 bench.add_command(cache)
 bench.add_command(live)
+bench.add_command(prefill)
 bench.add_command(store)
 bench.add_command(tools)
 

@@ -6,6 +6,7 @@ import click
 
 from sglang_ext.config import FLAGS, parse
 from sglang_ext.config.cache_stock import CACHE_RESERVED, STEERED_RESERVED
+from sglang_ext.config.context_parallel_stock import RESERVED
 from sglang_ext.config.stock import stock_settings
 from sglang_ext.plugin.switches import DISABLE, STRICT
 from sglang_ext.plugin.table import GROUPS, HOOKS
@@ -21,6 +22,7 @@ _EXAMPLE = {
     "ext_l2_size": "64GB",
     "ext_l3_dir": "/nvme/kv",
     "ext_l3_size": "500GB",
+    "ext_cp_size": "2",
 }
 
 
@@ -46,7 +48,8 @@ def flags_page() -> str:
         "## Stock flags that are set",
         "",
         "For the example `--ext-cache --ext-l1-tokens 200k --ext-l2-size 64GB --ext-l3-dir "
-        "/nvme/kv --ext-l3-size 500GB` on one rank. A *default* gives way to the stock flag when "
+        "/nvme/kv --ext-l3-size 500GB` on one rank, and for `--ext-cp-size 2`. A *default* gives "
+        "way to the stock flag when "
         "you give it; with the others, giving another value is an error that names both flags.",
         "",
         "| stock flag | value | because of | |",
@@ -72,6 +75,14 @@ def flags_page() -> str:
         "",
         "With `--ext-tools enforce`, `--tool-call-parser` has to be given, and "
         "`--grammar-backend`, where it is, has to be xgrammar.",
+        "",
+        "## Stock flags that contradict `--ext-cp-size`",
+        "",
+    ]
+    for field, (_, why) in RESERVED.items():
+        lines.append(f"- `--{field.replace('_', '-')}`: {why}.")
+    lines += [
+        "- `--tp-size` that is not a multiple of it.",
         "",
         "## Environment",
         "",

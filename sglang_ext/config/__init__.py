@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from sglang_ext.config import cache, tools
+from sglang_ext.config import cache, context_parallel, tools
 from sglang_ext.config.cache import CacheConfig
+from sglang_ext.config.context_parallel import ContextParallelConfig
 from sglang_ext.config.flag import Flag, read
 from sglang_ext.config.tools import ToolsConfig
 
@@ -36,6 +37,12 @@ class Capability:
 
 CAPABILITIES: tuple[Capability, ...] = (
     Capability("cache", cache.FLAGS, CacheConfig, cache.check_together),
+    Capability(
+        "context_parallel",
+        context_parallel.FLAGS,
+        ContextParallelConfig,
+        context_parallel.check_together,
+    ),
     Capability("tools", tools.FLAGS, ToolsConfig, tools.check_together),
 )
 
@@ -50,13 +57,14 @@ class ExtConfig:
     """
 
     cache: CacheConfig = field(default_factory=CacheConfig)
+    context_parallel: ContextParallelConfig = field(default_factory=ContextParallelConfig)
     tools: ToolsConfig = field(default_factory=ToolsConfig)
     secret: bytes = field(default=b"", repr=False)
 
     @property
     def active(self) -> bool:
         """Whether any capability was switched on."""
-        return self.cache.enabled or self.tools.enforce
+        return self.cache.enabled or self.context_parallel.enabled or self.tools.enforce
 
 
 def parse(values: Mapping[str, Any]) -> ExtConfig:

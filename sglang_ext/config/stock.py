@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sglang_ext.config import ExtConfig, cache_stock, tools
+from sglang_ext.config import ExtConfig, cache_stock, context_parallel_stock, tools
 from sglang_ext.config.stock_setting import StockSetting
 from sglang_ext.errors import FlagConflictError
 
@@ -23,7 +23,10 @@ def stock_settings(
     Raises:
         ConfigError: a size does not suffice for so many ranks.
     """
-    return cache_stock.settings(config.cache, ranks=ranks, identity=identity or {})
+    return (
+        *cache_stock.settings(config.cache, ranks=ranks, identity=identity or {}),
+        *context_parallel_stock.settings(config.context_parallel),
+    )
 
 
 def check_conflicts(
@@ -40,6 +43,7 @@ def check_conflicts(
         FlagConflictError: names both flags.
     """
     cache_stock.check_reserved(config.cache, given)
+    context_parallel_stock.check_reserved(config.context_parallel, given)
     for setting in settings:
         if setting.overridable or setting.field not in given:
             continue

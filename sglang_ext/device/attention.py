@@ -14,7 +14,7 @@ within 2e-2. The same request cached and uncached differs by at most 2e-6 in flo
 What it does not do is refused with a :class:`DeviceError`, at start where it can be known from the
 model and the flags: cross-attention and encoder-only layers, attention sinks, speculative decoding,
 diffusion models, quantised KV or KV of another dtype, other KV layouts than token-major, xAI's
-temperature, ALiBi, context parallelism.
+temperature, ALiBi, context parallelism (`context_parallel.backend` does that).
 
 Source: ``sglang/srt/layers/attention/base_attn_backend.py`` and ``torch_native_backend.py`` of
 SGLang 0.5.23.
@@ -134,6 +134,9 @@ class ReferenceAttentionBackend(AttentionBackend):
     :meth:`forward_extend` or :meth:`forward_decode` once a layer, all on the scheduler's thread.
     """
 
+    # Whether a rank may get its own part of a batch; a backend that can says so.
+    takes_split_batches = False
+
     def __init__(self, runner: Any, min_run_tokens: int = MIN_RUN_TOKENS) -> None:
         """Takes the pools of ``runner`` and refuses what it cannot serve.
 
@@ -156,7 +159,7 @@ class ReferenceAttentionBackend(AttentionBackend):
         self._admitted: set[int] = set()
         pool = self.token_to_kv_pool
         self._has_window_pool = isinstance(pool, SWAKVPool) and pool.swa_layer_nums > 0
-        refuse_configuration(runner)
+        refuse_configuration(runner, may_be_split=self.takes_split_batches)
         for name, module in runner.model.named_modules():
             if isinstance(module, RadixAttention):
                 self._admit(module, name)
@@ -171,7 +174,7 @@ class ReferenceAttentionBackend(AttentionBackend):
         Raises:
             DeviceError: the batch needs what this backend does not do.
         """
-        refuse_batch(forward_batch)
+        refuse_batch(forward_batch, may_be_split=self.takes_split_batches)
         if forward_batch.forward_mode.is_idle():
             self.forward_metadata = None
             return
@@ -263,10 +266,7 @@ class ReferenceAttentionBackend(AttentionBackend):
         refuse_call(layer, batch, queries.shape[0], k, extras)
         plan = self.forward_metadata
         if plan is None:
-            raise DeviceError(
-                f"layer {layer.layer_id} was called without a plan for its batch; "
-                "call init_forward_metadata once before the layers"
-            )
+            raise _unplanned(layer)
         if save_kv_cache and k is not None:
             loc = KVWriteLoc.for_batch(batch, swa_loc=plan.window_loc)
             self.token_to_kv_pool.set_kv_buffer(layer, loc, k, v)
@@ -338,6 +338,15 @@ class ReferenceAttentionBackend(AttentionBackend):
             segments = Segments((), self._slots(task)[first:end])
         return next(read_segments(segments, k_cache, v_cache, self._workspace))
 
+    def _read_stored(
+        self, layer: RadixAttention, request: RequestRows, first: int, end: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of a request at positions ``first..end - 1``, all of them in the pool."""
+        if self.forward_metadata is None:
+            raise _unplanned(layer)
+        task = _Task(layer, self.forward_metadata, request, None, stored=True)
+        return self._read(task, first, end)
+
     def _caches(self, layer: RadixAttention) -> tuple[Tensor, Tensor]:
         # Asked for in every layer: the pool waits here for a layer that is still being loaded.
         pool = self.token_to_kv_pool
@@ -366,3 +375,10 @@ class ReferenceAttentionBackend(AttentionBackend):
 
     def _in_window_pool(self, layer: RadixAttention) -> bool:
         return self._has_window_pool and self.token_to_kv_pool.layers_mapping[layer.layer_id][1]
+
+
+def _unplanned(layer: RadixAttention) -> DeviceError:
+    return DeviceError(
+        f"layer {layer.layer_id} was called without a plan for its batch; "
+        "call init_forward_metadata once before the layers"
+    )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from sglang.srt.layers.cp.base import is_cp_enabled
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from torch import Tensor
@@ -29,11 +30,12 @@ _MODES = (
 )
 
 
-def refuse_configuration(runner: Any) -> None:
+def refuse_configuration(runner: Any, *, may_be_split: bool = False) -> None:
     """Refuses a model or flags that the backend cannot serve.
 
     Args:
         runner: SGLang's ``ModelRunner``, model loaded and pools allocated.
+        may_be_split: the backend takes this rank's part of a batch.
 
     Raises:
         DeviceError: naming the feature and the flag to change.
@@ -45,6 +47,10 @@ def refuse_configuration(runner: Any) -> None:
             f"speculative decoding ({runner.spec_algorithm})",
             "the server's flags",
             "leave out --speculative-algorithm",
+        )
+    if is_cp_enabled() and not may_be_split:
+        raise _refusal(
+            "SGLang's own context parallelism", "the server's flags", "use --ext-cp-size instead"
         )
     if runner.dtype not in _DTYPES:
         raise _refusal(f"dtype {runner.dtype}", "the model", "use --dtype float32 or bfloat16")
@@ -77,8 +83,12 @@ def refuse_layer(layer: RadixAttention, name: str) -> None:
             raise _refusal(feature, _place(layer, name), "use a model without it")
 
 
-def refuse_batch(batch: ForwardBatch) -> None:
+def refuse_batch(batch: ForwardBatch, *, may_be_split: bool = False) -> None:
     """Refuses a batch that the backend cannot compute.
+
+    Args:
+        batch: the batch.
+        may_be_split: the backend takes this rank's part of a batch.
 
     Raises:
         DeviceError: naming the feature.
@@ -92,7 +102,11 @@ def refuse_batch(batch: ForwardBatch) -> None:
         )
     for unsupported, feature, remedy in (
         (batch.encoder_lens is not None, "encoder-decoder models", "use a decoder-only model"),
-        (batch.attn_cp_metadata is not None, "context parallelism", "leave out --attn-cp-size"),
+        (
+            batch.attn_cp_metadata is not None and not may_be_split,
+            "SGLang's own context parallelism",
+            "use --ext-cp-size instead",
+        ),
         (
             batch.multi_item_delimiter_indices is not None,
             "multi-item scoring",

@@ -14,7 +14,6 @@ from sglang_ext.device import ATTENTION_BACKEND
 __all__ = [
     "all_gather_without_custom_op",
     "complete_cpu_streams",
-    "create_attention_backend",
     "default_backends",
     "unpinned_host_pool",
 ]
@@ -36,13 +35,6 @@ def default_backends(server_args: Any, previous: Callable[[Any], None]) -> None:
         attention_backend=ATTENTION_BACKEND,
         sampling_backend="pytorch",
     )
-
-
-def create_attention_backend(runner: Any) -> Any:
-    """Factory for SGLang's registry of attention backends; imports the backend on first use."""
-    from sglang_ext.device.attention import create_reference_backend
-
-    return create_reference_backend(runner)
 
 
 def complete_cpu_streams() -> None:

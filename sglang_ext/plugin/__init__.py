@@ -13,8 +13,9 @@ from typing import Any
 
 from sglang_ext.cache import install
 from sglang_ext.cache.hooks import on_opening
+from sglang_ext.context_parallel.names import MODEL_PACKAGE, MODEL_PACKAGE_VARIABLE
 from sglang_ext.errors import CompatibilityError
-from sglang_ext.plugin import opening, verifying
+from sglang_ext.plugin import context_parallel_seams, opening, places, verifying
 from sglang_ext.plugin.reference import PLATFORM, known_device
 from sglang_ext.plugin.seam import SeamStatus
 from sglang_ext.plugin.server_seams import SERVER_INFO
@@ -68,6 +69,9 @@ def register() -> None:
     verifying.record()
     on_opening(opening.open_group)
     install.on_settings(_tree_settings)
+    if os.environ.get(MODEL_PACKAGE_VARIABLE) == MODEL_PACKAGE:
+        # The process that took the flags has set it for all that it starts.
+        places.enter(context_parallel_seams.GROUP)
     opening.register_all()
 
 

@@ -61,7 +61,7 @@ def _register_attention() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
     from sglang_ext.device import ATTENTION_BACKEND
-    from sglang_ext.device.hooks import create_attention_backend
+    from sglang_ext.plugin.attention import create_attention_backend
 
     register_attention_backend(ATTENTION_BACKEND)(create_attention_backend)
     if ATTENTION_BACKEND not in choices.ATTENTION_BACKEND_CHOICES:
@@ -73,7 +73,7 @@ def _attention_present() -> bool:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
     from sglang_ext.device import ATTENTION_BACKEND
-    from sglang_ext.device.hooks import create_attention_backend
+    from sglang_ext.plugin.attention import create_attention_backend
 
     registered = ATTENTION_BACKENDS.get(ATTENTION_BACKEND) is create_attention_backend
     return registered and ATTENTION_BACKEND in ATTENTION_BACKEND_CHOICES

@@ -1,11 +1,14 @@
 """The seams of the server as a whole: its flags, its config, its ``/server_info``."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext import __version__
 from sglang_ext.cache import front
+from sglang_ext.context_parallel.names import MODEL_PACKAGE, MODEL_PACKAGE_VARIABLE
+from sglang_ext.plugin import context_parallel_seams
 from sglang_ext.plugin.opening import open_group
 from sglang_ext.plugin.reference import reference_device
 from sglang_ext.plugin.verifying import seam_statuses
@@ -21,7 +24,7 @@ def add_flags(_result: None, parser: "argparse.ArgumentParser") -> None:
     """AFTER hook of ``ServerArgs.add_cli_args``; see `arguments.add_flags`."""
     from sglang_ext import arguments
 
-    arguments.add_flags(parser, check_always=reference_device())
+    arguments.add_flags(parser, reference_device=reference_device())
 
 
 def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespace") -> Any:
@@ -31,6 +34,9 @@ def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespa
     """
     from sglang_ext import arguments
 
+    if arguments.splits_batches(args):
+        os.environ[MODEL_PACKAGE_VARIABLE] = MODEL_PACKAGE
+        open_group(context_parallel_seams.GROUP)
     record = arguments.carry_config(original, cls, args)
     settings = arguments.tree_settings(record)
     enforced = arguments.config_of(record).tools.enforce

@@ -1,6 +1,12 @@
 """All seams with SGLang: those of each room, one room a line."""
 
-from sglang_ext.plugin import cache_seams, device_seams, server_seams, tool_seams
+from sglang_ext.plugin import (
+    cache_seams,
+    context_parallel_seams,
+    device_seams,
+    server_seams,
+    tool_seams,
+)
 from sglang_ext.plugin.seam import Entry, Group, Hook
 
 __all__ = ["ENTRIES", "GROUPS", "HOOKS"]
@@ -9,6 +15,7 @@ HOOKS: tuple[Hook, ...] = (
     *server_seams.HOOKS,
     *device_seams.HOOKS,
     *cache_seams.HOOKS,
+    *context_parallel_seams.HOOKS,
     *tool_seams.HOOKS,
 )
 
@@ -21,5 +28,6 @@ ENTRIES: tuple[Entry, ...] = (
 # said so.
 GROUPS: dict[str, Group] = {
     **cache_seams.GROUPS,
+    **context_parallel_seams.GROUPS,
     **tool_seams.GROUPS,
 }

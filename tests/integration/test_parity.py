@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from support.oracle import Oracle
 from support.serving import generate, post, start
 
 pytestmark = pytest.mark.server
@@ -34,25 +34,12 @@ def prompts(smollm2):
 
 @pytest.fixture(scope="module")
 def check(smollm2):
-    """Compares an answer with transformers.
-
-    One forward over prompt and answer gives every step at once: if each token is the likeliest
-    after those before it, the answer is transformers' greedy one. (Its ``generate`` would mask the
-    end of the text to reach a length, and change the log-probabilities with it.)
-    """
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    """Compares an answer with transformers."""
+    oracle = Oracle(smollm2)
 
     def compare(answer, ids):
-        new = answer["output_ids"]
-        assert len(new) == NEW_TOKENS
-        with torch.no_grad():
-            logits = model(torch.tensor([ids + new])).logits[0, len(ids) - 1 : -1]
-        assert logits.argmax(-1).tolist() == new
-        theirs = torch.log_softmax(logits.double(), -1)[range(NEW_TOKENS), new]
-        ours = [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]]
-        assert (theirs - torch.tensor(ours)).abs().max() <= LOGPROB_BOUND
+        assert len(answer["output_ids"]) == NEW_TOKENS
+        assert oracle.error(ids, answer) <= LOGPROB_BOUND
 
     return compare
 

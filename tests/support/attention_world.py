@@ -96,6 +96,7 @@ class World:
             model_config=SimpleNamespace(has_attention_sinks=False),
             spec_algorithm=SpeculativeAlgorithm.NONE,
         )
+        self.runner = runner
         self.backend = ReferenceAttentionBackend(runner, min_run)
 
     def buffers(self) -> list[torch.Tensor]:

@@ -141,7 +141,7 @@ def test_port_that_is_no_port(parser, model, capsys):
 def test_checks_without_our_flags_where_they_are_asked_for(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     parser.add_argument("--model-path")
-    arguments.add_flags(parser, check_always=True)
+    arguments.add_flags(parser, reference_device=True)
     argv = ["--model-path", str(tmp_path / "nowhere")]
     assert "does not exist" in refused(parser, argv, capsys)
 
@@ -217,3 +217,73 @@ def test_port_in_use(parser, model, capsys):
         line = refused(parser, ["--model-path", model, "--ext-cache", "--port", port], capsys)
     assert f"--port {port}" in line
     parser.parse_args(["--model-path", model, "--ext-cache", "--port", port])
+
+
+@pytest.fixture
+def llama(tmp_path):
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    return str(folder)
+
+
+@pytest.fixture
+def cpu_parser():
+    parser = argparse.ArgumentParser()
+    for name in ("--model-path", "--cp-strategy", "--speculative-algorithm"):
+        parser.add_argument(name)
+    for name in ("--tp-size", "--pp-size", "--attn-cp-size"):
+        parser.add_argument(name, type=int, default=1)
+    parser.add_argument("--page-size", type=int)
+    parser.add_argument("--enable-prefill-cp", action="store_true")
+    arguments.add_flags(parser, reference_device=True)
+    return parser
+
+
+def test_ranks_of_context_parallelism(cpu_parser, llama):
+    parsed = cpu_parser.parse_args(["--model-path", llama, "--ext-cp-size", "2"])
+    assert (parsed.tp_size, parsed.attn_cp_size, parsed.cp_strategy) == (2, 2, "sglang_ext")
+    assert parsed.enable_prefill_cp is True
+    assert arguments.splits_batches(parsed)
+    flags = ["--ext-cp-size", "2", "--tp-size", "4"]
+    assert cpu_parser.parse_args(["--model-path", llama, *flags]).tp_size == 4
+    whole = cpu_parser.parse_args(["--model-path", llama, "--ext-cp-size", "1"])
+    assert not arguments.splits_batches(whole)
+    assert whole.enable_prefill_cp is False
+
+
+def test_a_cache_of_split_batches_counts_their_ranks(cpu_parser, llama):
+    flags = ["--ext-cp-size", "4", "--ext-cache", "--ext-l2-size", "2GB"]
+    parsed = cpu_parser.parse_args(["--model-path", llama, *flags])
+    assert parsed.hicache_size == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--ext-cp-size", "two"], "--ext-cp-size: 'two' is not a number of ranks"),
+        (["--ext-cp-size", "0"], "is not a number of ranks"),
+        (["--ext-cp-size", "2", "--tp-size", "3"], "--tp-size 3 contradicts --ext-cp-size 2"),
+        (["--ext-cp-size", "2", "--cp-strategy", "zigzag"], "--cp-strategy zigzag contradicts"),
+        (["--ext-cp-size", "2", "--pp-size", "2"], "--pp-size 2 contradicts --ext-cp-size"),
+        (["--ext-cp-size", "2", "--speculative-algorithm", "EAGLE"], "--speculative-algorithm"),
+    ],
+)
+def test_splitting_that_cannot_be(cpu_parser, llama, flags, said, capsys):
+    assert said in refused(cpu_parser, ["--model-path", llama, *flags], capsys)
+
+
+def test_models_that_splitting_was_not_tried_with(cpu_parser, model, capsys):
+    argv = ["--model-path", model, "--ext-cp-size", "2"]
+    assert "is not among the models that it was tried with" in refused(cpu_parser, argv, capsys)
+
+
+def test_splitting_on_a_device_that_sglang_knows(parser, llama, capsys):
+    argv = ["--model-path", llama, "--ext-cp-size", "2"]
+    assert "only the reference device does" in refused(parser, argv, capsys)
+
+
+def test_splitting_beside_models_of_the_users_own(cpu_parser, llama, monkeypatch, capsys):
+    monkeypatch.setenv("SGLANG_EXTERNAL_MODEL_PACKAGE", "mine.models")
+    argv = ["--model-path", llama, "--ext-cp-size", "2"]
+    assert "is mine.models" in refused(cpu_parser, argv, capsys)

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from sglang_ext.context_parallel.names import MODEL_PACKAGE, MODEL_PACKAGE_VARIABLE
 from sglang_ext.plugin import switches, tool_seams, verifying
+from sglang_ext.plugin.context_parallel_seams import GROUP
 from sglang_ext.plugin.reference import PLATFORM
 from sglang_ext.plugin.table import HOOKS
 from sglang_ext.upstream.storage import WEIGHT_UPDATER
@@ -65,6 +67,13 @@ def test_the_disk_tiers_hooks_are_applied_when_it_is_opened():
     elsewhere = {hook.target for hook in HOOKS if hook.groups and "disk_tier" not in hook.groups}
     others = {state for name, state in loaded["states"].items() if name not in elsewhere}
     assert others == {"applied"}
+
+
+def test_hooks_of_context_parallelism_are_applied_where_its_models_are_asked_for():
+    result, loaded = load(**{MODEL_PACKAGE_VARIABLE: MODEL_PACKAGE})
+    assert loaded is not None, result.stderr
+    ours = {hook.target for hook in HOOKS if hook.groups == (GROUP,)}
+    assert {loaded["states"][name] for name in ours} == {"applied"}
 
 
 def test_the_radix_cache_is_entered_where_sglang_has_loaded_its_own():

@@ -1,0 +1,1 @@
+"""Context-parallel prefill: one long prompt, or a batch of any mix, over several ranks."""

@@ -1,0 +1,191 @@
+"""Attention of split batches on SGLang's own pools and layers, against a float64 oracle."""
+
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from support.attention_world import BOUND, DIM, SLOTS, Request, World, scattered
+
+from sglang_ext.context_parallel.backend import SplitAttentionBackend
+from sglang_ext.context_parallel.plan import plan
+from sglang_ext.context_parallel.strategy import PlannedMetadata
+from sglang_ext.errors import DeviceError
+
+LAYERS, WAIT_S = 2, 60
+
+
+class Meeting:
+    """Ranks that are threads: every AllGather is a place where all of them leave their rows."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+        self._left = defaultdict(dict)
+        self._changed = threading.Condition()
+
+    def group(self, rank):
+        return Seat(self, rank)
+
+    def leave(self, number, rank, rows):
+        with self._changed:
+            self._left[number][rank] = rows.clone()
+            self._changed.notify_all()
+
+    def all_of(self, number):
+        with self._changed:
+            left = self._left[number]
+            assert self._changed.wait_for(lambda: len(left) == self.ranks, WAIT_S)
+        return torch.cat([left[rank] for rank in range(self.ranks)])
+
+
+class Seat:
+    """A rank's group."""
+
+    def __init__(self, meeting, rank):
+        self.meeting, self.rank, self.calls = meeting, rank, 0
+        self.ranks = meeting.ranks
+
+    def start(self, output, rows):
+        number = self.calls
+        self.calls += 1
+        self.meeting.leave(number, self.rank, rows)
+        return SimpleNamespace(wait=lambda: output.copy_(self.meeting.all_of(number)))
+
+
+def named(runner, architecture="LlamaForCausalLM"):
+    runner.model_config.hf_config = SimpleNamespace(architectures=[architecture])
+    return runner
+
+
+def run_rank(rank, meeting, requests, slots, mode, world):
+    """Output of each layer for this rank's rows, and AllGathers."""
+    found = plan([r.new for r in requests], [r.cached for r in requests], meeting.ranks)
+    batch = world.batch(requests, slots, mode)
+    mine = torch.from_numpy(found.rows_of(rank))
+    rows = found.rows + 3  # SGLang pads further
+    batch.attn_cp_metadata = PlannedMetadata(
+        plan=found, rank=rank, mine=mine, per_rank_actual_token=[rows] * meeting.ranks
+    )
+    group = meeting.group(rank)
+    backend = SplitAttentionBackend(named(world.runner), group)
+    backend.init_forward_metadata(batch)
+    outs = []
+    for layer_id, layer in enumerate(world.layers):
+        parts = [[t[r.cached :] for t in world.qkv(r, layer_id)] for r in requests]
+        padded = []
+        for tensors in zip(*parts, strict=True):
+            whole = torch.cat(tensors)
+            local = whole.new_full((rows, *whole.shape[1:]), torch.nan)
+            local[: len(mine)] = whole[mine]
+            padded.append(local)
+        q, k, v = padded
+        outs.append(backend.forward_extend(q.flatten(1), k, v, layer, batch))
+    return mine, outs, group.calls
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    requests=st.lists(
+        st.builds(Request, st.integers(0, 90), st.integers(0, 90), st.integers(0, 1000)),
+        min_size=1,
+        max_size=5,
+    ).filter(lambda batch: sum(r.new for r in batch)),
+    geometry=st.sampled_from([(9, 3), (4, 4), (8, 1)]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    longest_run=st.sampled_from([1, 5, 4000]),
+    ranks=st.sampled_from([2, 3, 4]),
+    mode=st.sampled_from([ForwardMode.EXTEND, ForwardMode.MIXED]),
+)
+def test_any_batch_matches_the_oracle(requests, geometry, dtype, longest_run, ranks, mode):
+    torch.set_num_threads(1)
+    slots = scattered(sum(r.tokens for r in requests), longest_run, seed=7)
+    worlds = [
+        World(heads=geometry[0], kv_heads=geometry[1], dtype=dtype, layers=LAYERS)
+        for _ in range(ranks)
+    ]
+    meeting = Meeting(ranks)
+    with ThreadPoolExecutor(ranks) as threads:
+        running = [
+            threads.submit(run_rank, rank, meeting, requests, slots, mode, worlds[rank])
+            for rank in range(ranks)
+        ]
+        results = [rank.result(WAIT_S) for rank in running]
+    for layer_id in range(LAYERS):
+        expected = worlds[0].expected([r for r in requests if r.new], layer_id)
+        for mine, outs, calls in results:
+            out = outs[layer_id]
+            bound = BOUND[dtype]
+            torch.testing.assert_close(
+                out[: len(mine)].double(), expected[mine], atol=bound, rtol=0
+            )
+            assert not out[len(mine) :].any()  # padding
+            assert calls == LAYERS
+    # All ranks have the keys of all tokens, bit for bit; slot 0 is SGLang's for padding.
+    for buffers in zip(*(world.buffers() for world in worlds), strict=True):
+        for other in buffers[1:]:
+            torch.testing.assert_close(other[1:], buffers[0][1:], atol=0, rtol=0, equal_nan=True)
+
+
+def split_backend(**options):
+    return SplitAttentionBackend(named(World(**options).runner), Meeting(2).group(0))
+
+
+def test_a_decode_step_is_computed_as_on_one_rank():
+    requests = [Request(40, 1, 1), Request(7, 1, 2)]
+    world = World()
+    world.backend = SplitAttentionBackend(named(world.runner), Meeting(2).group(0))
+    slots = scattered(sum(r.tokens for r in requests), 5, seed=1)
+    world.check(requests, slots, ForwardMode.DECODE)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"window": 8}, "a sliding window"),
+        ({"logit_cap": 5.0}, "capped logits"),
+        ({"v_dim": DIM // 2}, "values of another width"),
+    ],
+)
+def test_layers_that_are_not_split_are_refused_at_start(options, said):
+    with pytest.raises(DeviceError, match=said):
+        split_backend(**options)
+
+
+def test_models_that_were_not_tried_are_refused_at_start():
+    world = World()
+    with pytest.raises(DeviceError, match="GemmaForCausalLM is not among"):
+        SplitAttentionBackend(named(world.runner, "GemmaForCausalLM"), Meeting(2).group(0))
+
+
+def test_a_batch_that_another_strategy_split_is_refused():
+    world = World()
+    requests = [Request(0, 4, 1)]
+    batch = world.batch(requests, [1, 2, 3, 4], ForwardMode.EXTEND)
+    batch.attn_cp_metadata = SimpleNamespace()
+    backend = SplitAttentionBackend(named(world.runner), Meeting(2).group(0))
+    with pytest.raises(DeviceError, match="another strategy"):
+        backend.init_forward_metadata(batch)
+
+
+def test_keys_that_the_layer_does_not_hand_over_are_refused():
+    world = World(pool=MHATokenToKVPool(SLOTS - 1, 1, torch.float32, 3, DIM, 1, "cpu", False))
+    requests = [Request(0, 4, 1)]
+    batch = world.batch(requests, [1, 2, 3, 4], ForwardMode.EXTEND)
+    found = plan([4], [0], 2)
+    batch.attn_cp_metadata = PlannedMetadata(
+        plan=found,
+        rank=0,
+        mine=torch.from_numpy(found.rows_of(0)),
+        per_rank_actual_token=[found.rows] * 2,
+    )
+    backend = SplitAttentionBackend(named(world.runner), Meeting(2).group(0))
+    backend.init_forward_metadata(batch)
+    q = torch.zeros(found.rows, 9 * DIM)
+    with pytest.raises(DeviceError, match="no keys of its own"):
+        backend.forward_extend(q, None, None, world.layers[0], batch)

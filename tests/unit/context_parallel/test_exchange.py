@@ -1,0 +1,113 @@
+"""The one AllGather of a layer, over gloo in several processes: exact, counted, overlapped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import gather_ranks
+
+from sglang_ext.context_parallel.collective import Part, RowExchange, RowLayout
+from sglang_ext.context_parallel.plan import plan
+from sglang_ext.errors import DeviceError
+
+ROOT = Path(__file__).parents[3]
+
+
+def layers_on(ranks, folder, what="nothing"):
+    """(attention error, cache error, AllGathers, received bytes) of each rank."""
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "support.gather_ranks", str(rank), str(ranks), what, folder],
+            env=env,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        codes = [child.wait(120) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert codes == [0] * ranks
+    results = []
+    for rank in range(ranks):
+        numbers = (folder / f"{rank}.txt").read_text(encoding="utf-8").split()
+        results.append((float(numbers[0]), float(numbers[1]), int(numbers[2]), int(numbers[3])))
+    return results
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_rank_has_all_keys_and_the_right_answers(ranks, tmp_path):
+    rows = plan(gather_ranks.EXTEND, gather_ranks.PREFIX, ranks).rows
+    row_bytes = 2 * gather_ranks.KV_HEADS * gather_ranks.DIM * 4
+    for attention_error, cache_error, calls, received in layers_on(ranks, tmp_path):
+        assert attention_error < 2e-6
+        assert cache_error == 0
+        assert calls == gather_ranks.LAYERS  # exactly one a layer, and none besides
+        # (ranks - 1) / ranks * tokens * row, tokens padded to equal rows
+        assert received == (ranks - 1) * rows * row_bytes * gather_ranks.LAYERS
+
+
+def test_what_is_here_is_attended_to_before_anything_arrives(tmp_path):
+    """Rank 1 sends nothing until rank 0 is done with its prefix and its own keys."""
+    assert all(error < 2e-6 for error, *_ in layers_on(2, tmp_path, "rank 0 first"))
+
+
+@pytest.mark.parametrize("what", ["swapped index", "shifted slice", "stale slot"])
+def test_a_damaged_exchange_is_noticed(what, tmp_path):
+    results = layers_on(2, tmp_path, what)
+    assert max(attention_error for attention_error, *_ in results) > 1e-2
+    assert max(cache_error for _, cache_error, *_ in results) > 1e-2
+
+
+def test_parts_of_several_types_share_a_row():
+    """Latent, rotary part and indexer key of a DSA model; the latter of one byte a value."""
+    layout = RowLayout(
+        (
+            Part((8,), torch.bfloat16),
+            Part((1, 3), torch.bfloat16),
+            Part((5,), torch.float8_e4m3fn),
+        )
+    )
+    assert layout.offsets == (0, 16, 32, 48)
+    buffer = torch.zeros(4, layout.row_bytes, dtype=torch.uint8)
+    parts = [torch.randn(4, *part.shape).to(part.dtype) for part in layout.parts]
+    for view, part in zip(layout.views(buffer), parts, strict=True):
+        view.copy_(part)
+    for view, part in zip(layout.views(buffer), parts, strict=True):
+        assert view.float().tolist() == part.float().tolist()
+
+
+class Loopback:
+    """Two ranks of which the other one sends what we send."""
+
+    ranks = 2
+
+    def start(self, output, rows):
+        output.copy_(rows.repeat(2, 1))
+        return self
+
+    def wait(self):
+        pass
+
+
+def test_padding_goes_to_the_slot_that_is_kept_for_it():
+    found = plan([5], [0], 2)
+    exchange = RowExchange(found, 0, torch.arange(10, 15))
+    assert sorted(exchange.destinations.tolist()) == [0, 10, 11, 12, 13, 14]
+
+
+def test_wrong_shapes_are_told():
+    found = plan([5], [0], 2)
+    with pytest.raises(DeviceError, match="one slot"):
+        RowExchange(found, 0, torch.arange(4))
+    exchange = RowExchange(found, 0, torch.arange(5))
+    layout = RowLayout((Part((2,), torch.float32),))
+    tokens = int(found.tokens[0])
+    exchange.begin(Loopback(), layout, [torch.zeros(tokens, 2)])
+    for wrong in (torch.zeros(tokens + 1, 2), torch.zeros(tokens, 2, dtype=torch.float64)):
+        with pytest.raises(DeviceError, match="give"):
+            exchange.begin(Loopback(), layout, [wrong])
