@@ -134,8 +134,8 @@ def main():
                 "counts": dict(cache.tree_core.counts),
                 "steps": cache.policy.model.steps,
                 "known_at_start": known,
-                "trusted": [guard.trusted for guard in cache.policy._guards],
-                "lead": [guard.lead_tokens for guard in cache.policy._guards],
+                "trusted": [guard["trusted"] for guard in cache.policy.inspect()["guards"]],
+                "lead": [guard["lead_tokens"] for guard in cache.policy.inspect()["guards"]],
                 "state": state.exists(),
             }
         )
