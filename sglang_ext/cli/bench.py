@@ -13,7 +13,13 @@ from sglang_ext.cli.bench_live import live
 from sglang_ext.cli.bench_prefill import prefill
 from sglang_ext.cli.bench_store import store
 from sglang_ext.cli.bench_tools import tools
-from sglang_ext.cli.options import json_option, open_json, workdir_option, write_json
+from sglang_ext.cli.options import (
+    json_option,
+    open_json,
+    unwind_on_sigterm,
+    workdir_option,
+    write_json,
+)
 from sglang_ext.models import default_folder
 
 __all__ = ["bench"]
@@ -22,6 +28,7 @@ __all__ = ["bench"]
 @click.group()
 def bench() -> None:
     """Measure ours, the rivals and the physical limit in one run; medians of several rounds."""
+    unwind_on_sigterm()
 
 
 bench.add_command(cache)

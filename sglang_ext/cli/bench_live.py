@@ -1,9 +1,7 @@
 """``sglang-ext bench live``: the learned policy in the real server, beside what replay predicts."""
 
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -89,8 +87,6 @@ def live(
     The learned policy first learns from other sessions of TRACE. Each policy then gets a server of
     its own and the same requests, which say when they came.
     """
-    # A polite end from outside must not leave a server behind: unwind as for Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
     what = LiveBench(
         trace=read_trace(trace),
         model=model or make_model("tiny-llama").path,
@@ -117,10 +113,6 @@ def live(
     write_json(json_file, result)
     _print(result)
     sys.exit(1 if result["findings"] else 0)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -1,11 +1,9 @@
 """``sglang-ext bench store``: the page store beside its rivals and the disk itself."""
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -76,17 +74,11 @@ def store(
         page_sizes=tuple(parse_size(size) for size in _listed(page_sizes)),
     )
     open_json(json_file)
-    # A polite end from outside must not leave the data sets behind: unwind as for Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
     with _progress(what.steps) as on_step:
         result = bench_store(what, on_step)
     write_json(json_file, result)
     _print(result)
     sys.exit(1 if result["findings"] else 0)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _listed(text: str) -> tuple[str, ...]:

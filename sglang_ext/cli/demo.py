@@ -1,12 +1,10 @@
 """``sglang-ext demo``: agents on a three-tier cache, killed and replayed."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
@@ -16,7 +14,7 @@ from rich.table import Table
 from sglang_ext.bench.answers import Exchange
 from sglang_ext.bench.compare import FLIP_BOUND, Comparison
 from sglang_ext.bench.demo import Outcome, Run, Settings, run_demo
-from sglang_ext.cli.options import open_json, workdir_option, write_json
+from sglang_ext.cli.options import open_json, unwind_on_sigterm, workdir_option, write_json
 from sglang_ext.errors import ConfigError
 from sglang_ext.models import default_folder, make_model
 
@@ -56,8 +54,7 @@ def demo(agents: int, turns: int, out: Path, model: Path | None, workdir: Path) 
     Starts a stock SGLang server with --ext-cache, lets several tool-using agents work on it, kills
     it, starts it again and replays, then compares every output with a server without a cache.
     """
-    # A polite end from outside must not leave a server behind: unwind as for Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
+    unwind_on_sigterm()
     console = Console(stderr=True)
     open_json(out)
     settings = Settings(_model_folder(model, console), workdir, agents, turns)
@@ -68,10 +65,6 @@ def demo(agents: int, turns: int, out: Path, model: Path | None, workdir: Path) 
     _show_outcome(outcome, settings.model)
     click.echo(f"Written: {out}  ({result['seconds']:.0f} s)")
     sys.exit(1 if outcome.findings else 0)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _model_folder(model: Path | None, console: Console) -> Path:

@@ -1,15 +1,17 @@
 """Options that several commands share, so that they read alike everywhere."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
 from sglang_ext.errors import ConfigError
 
-__all__ = ["json_option", "open_json", "workdir_option", "write_json"]
+__all__ = ["json_option", "open_json", "unwind_on_sigterm", "workdir_option", "write_json"]
 
 
 def json_option(what: str = "the result") -> Callable[..., Any]:
@@ -58,3 +60,12 @@ def write_json(file: Path | None, result: Any) -> None:
     except OSError as error:
         error.filename = error.filename or str(file)
         raise
+
+
+def unwind_on_sigterm() -> None:
+    """Take SIGTERM as Ctrl-C: a polite end must leave neither servers nor data sets behind."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

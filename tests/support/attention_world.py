@@ -129,7 +129,10 @@ class World:
         """A batch with slots handed out in order; its cached tokens are stored unless told not."""
         rest, written = list(slots), []
         for entry, request in enumerate(requests, start=1):
-            own, rest = torch.tensor(rest[: request.tokens], dtype=torch.int64), rest[request.tokens :]
+            own, rest = (
+                torch.tensor(rest[: request.tokens], dtype=torch.int64),
+                rest[request.tokens :],
+            )
             self.table.req_to_token[entry, : request.tokens] = own
             for layer_id, layer in enumerate(self.layers if store else ()):
                 _, k, v = self.qkv(request, layer_id)
