@@ -99,24 +99,37 @@ def test_new_tokens_behind_a_cached_prefix(server, prompt_of, oracle, more):
     assert answer["meta_info"]["cached_tokens"] == 400 // PAGE * PAGE
 
 
-def test_requests_of_one_batch_and_of_running_ones(server, prompt_of, oracle, collectives, layers):
-    """Short and long prompts at once, while others are being answered."""
-    short = [prompt_of(tokens, seed=3) for tokens in (40, 3, 90, 17)]
-    more = [prompt_of(tokens, seed=3) for tokens in (1200, 1, 700, 300)]
+SHORT, LONG = (40, 3, 90, 17), (1200, 1, 700, 300)
+
+
+def test_requests_of_one_batch(server, prompt_of, oracle):
+    prompts = [prompt_of(tokens, seed=3) for tokens in SHORT + LONG]
+    with ThreadPoolExecutor(len(prompts)) as clients:
+        answers = list(clients.map(lambda prompt: ask(server, prompt), prompts))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert oracle.error(prompt, answer) <= LOGPROB_BOUND
+
+
+def test_requests_mixed_with_running_ones(server, prompt_of, oracle, collectives, layers):
+    """SGLang mixes only where nobody asks for log-probabilities."""
+    short, long = ([prompt_of(tokens, seed=8) for tokens in part] for part in (SHORT, LONG))
     collectives.since_last()
-    with ThreadPoolExecutor(len(short + more)) as clients:
-        asked = [(prompt, clients.submit(ask, server, prompt, 64)) for prompt in short]
-        time.sleep(1)
-        asked += [(prompt, clients.submit(ask, server, prompt, 24)) for prompt in more]
+    with ThreadPoolExecutor(len(short + long)) as clients:
+        asked = [(prompt, clients.submit(generate, server, prompt, 128)) for prompt in short]
+        begun, deadline = [], time.monotonic() + 60
+        while not begun and time.monotonic() < deadline:
+            time.sleep(0.05)
+            begun = collectives.since_last()
+        asked += [(prompt, clients.submit(generate, server, prompt, 24)) for prompt in long]
         answers = [(prompt, answer.result()) for prompt, answer in asked]
     for prompt, answer in answers:
-        assert oracle.error(prompt, answer) <= LOGPROB_BOUND
+        oracle.greedy(prompt, answer["output_ids"])
     # What was computed in split batches beyond the prompts, rounding aside, are tokens of requests
     # that were running: an unmixed batch has none.
-    calls = [call for call in collectives.since_last() if call.of_attention]
+    calls = [call for call in begun + collectives.since_last() if call.of_attention]
     forwards = len(calls) / RANKS / layers
     computed = sum(call.rows for call in calls) / layers
-    assert computed > sum(map(len, short + more)) + forwards
+    assert computed > sum(map(len, short + long)) + forwards
 
 
 def test_prefixes_from_host_memory_and_disk(server, prompt_of, oracle, disk):

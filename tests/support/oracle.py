@@ -22,12 +22,16 @@ class Oracle:
     def error(self, prompt: list[int], answer: dict[str, Any]) -> float:
         """The largest difference of a log-probability; fails where a token is another."""
         new = answer["output_ids"]
-        logits = self._logits(prompt + new)[len(prompt) - 1 : -1]
-        assert logits.argmax(-1).tolist() == new
-        theirs = torch.log_softmax(logits, -1)[range(len(new)), new]
+        theirs = torch.log_softmax(self.greedy(prompt, new), -1)[range(len(new)), new]
         ours = [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]]
         assert len(ours) == len(new) > 0
         return float((theirs - torch.tensor(ours)).abs().max())
+
+    def greedy(self, prompt: list[int], new: list[int]) -> torch.Tensor:
+        """Logits of each step of an answer, `[tokens, vocabulary]`; fails where it took another."""
+        logits = self._logits(prompt + new)[len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == new
+        return logits
 
     def prompt_error(self, prompt: list[int], answer: dict[str, Any]) -> float:
         """The same for the log-probabilities of the prompt's own tokens, from the second on."""
