@@ -160,9 +160,10 @@ class _Reader:
             seen.add((id(part.schema), part.done))
             if isinstance(part.schema, dict):
                 self._judge(part)
-                if "$ref" in part.schema:
+                if "$ref" in part.schema and "$ref" not in part.done:
                     queue.append(self._resolved(part))
-                queue += [part.at("allOf", n) for n in range(len(part.schema.get("allOf", ())))]
+                if "allOf" not in part.done:
+                    queue += [part.at("allOf", n) for n in range(len(part.schema.get("allOf", ())))]
             yield part
 
     def _resolved(self, part: Located) -> Located:
@@ -228,7 +229,10 @@ class _Reader:
             if keyword == "oneOf" and not conjunction.disjoint(part.schema["oneOf"]):
                 reason = "a branch is enforced; that no other matches is checked"
                 self.verdicts.say(part.where, keyword, State.CHECKED, reason)
-        base = [part.without(*(word for one, word in groups if one is part)) for part in flat]
+        base = [
+            part.without("$ref", "allOf", *(word for one, word in groups if one is part))
+            for part in flat
+        ]
         if not kept:
             return conjunction.merged(base, self)
         branches = [

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from xgrammar import Grammar
 from xgrammar.testing import _is_grammar_accept_string
@@ -69,8 +69,14 @@ SCHEMAS = st.recursive(
 )  # fmt: skip
 
 
+# Branches within an allOf, beside other keywords.
+BESIDE = {"properties": {}, "allOf": [{"anyOf": [{"type": "object"}, {"type": "string"}]}]}
+
+
 @settings(max_examples=150, deadline=None)
 @given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=6))
+@example(BESIDE, [{}, "a", 1])
+@example({"$ref": "#/$defs/a", "required": ["a"], "$defs": {"a": {"oneOf": [BESIDE]}}}, [{"a": 1}])
 def test_no_valid_value_is_refused_and_no_invalid_one_passes(schema, values):
     try:
         normal = normalise(schema)
