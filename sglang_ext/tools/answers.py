@@ -15,7 +15,14 @@ from sglang_ext.errors import ToolsError
 from sglang_ext.tools.calls import Answer, Reader
 from sglang_ext.tools.decoding import REPORT
 from sglang_ext.tools.metrics import count_answer, count_request
-from sglang_ext.tools.requests import answer_schema, name_parser, plan_of, specs, wanted
+from sglang_ext.tools.requests import (
+    answer_schema,
+    name_parser,
+    plan_of,
+    specs,
+    trained_form,
+    wanted,
+)
 from sglang_ext.tools.tag import Plan, ToolSpec
 
 __all__ = [
@@ -41,6 +48,7 @@ WITHHELD = "tool_calls_withheld"  # key of a response's metadata, and of a finis
 # What was withheld from the answers that this task has read; a task serves one request.
 _told: ContextVar[tuple[dict[str, str], ...]] = ContextVar("told", default=())
 _ended: ContextVar[str] = ContextVar("ended", default="")
+_cut: ContextVar[bool] = ContextVar("cut", default=False)
 
 
 def told() -> tuple[dict[str, str], ...]:
@@ -64,7 +72,7 @@ def make_parser(
     answer = answer_schema()
     try:
         chosen = wanted(choice, offered)
-        plan = plan_of(offered, choice, tool_call_parser, answer=answer)
+        plan = plan_of(offered, choice, tool_call_parser, answer=answer, trained=trained_form())
     except ToolsError:  # refused before; a parser that is made elsewhere reads as SGLang does
         return
     allowed = [chosen] if isinstance(chosen, ToolSpec) else offered
@@ -78,6 +86,7 @@ def make_parser(
             allowed,
             form=plan.form,
             markers=markers,
+            ends=[*_ends(plan.tag), (_text(detector, "bot_token"), _text(detector, "eot_token"))],
             detector=lambda text: _detected(detector, text, tools),
             required=plan.required,
             answers=answers,
@@ -89,8 +98,13 @@ def _markers(plan: Plan, detector: Any) -> list[str]:
     """What begins calls in free text; nothing known means that any text may."""
     if plan.form is not None:
         return [plan.form.marker]
-    found = list(_triggers(plan.tag))
-    return found or [text for text in (getattr(detector, "bot_token", ""),) if text]
+    # A model may leave out the line break of a trigger; its text is read all the same.
+    triggers = [trigger.strip().partition("\n")[0] for trigger in _triggers(plan.tag)]
+    return [*triggers, _text(detector, "bot_token")]
+
+
+def _text(detector: Any, name: str) -> str:
+    return getattr(detector, name, None) or ""
 
 
 def _triggers(node: Any) -> Iterable[str]:
@@ -101,6 +115,19 @@ def _triggers(node: Any) -> Iterable[str]:
     elif isinstance(node, list):
         for inner in node:
             yield from _triggers(inner)
+
+
+def _ends(node: Any) -> Iterable[tuple[str, str]]:
+    """What begins and what ends each call, of a tag of xgrammar."""
+    if isinstance(node, dict):
+        begin, end = node.get("begin"), node.get("end")
+        if isinstance(begin, str) and isinstance(end, str):
+            yield begin.strip(), end.strip()
+        for inner in node.values():
+            yield from _ends(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _ends(inner)
 
 
 def _detected(detector: Any, text: str, tools: Any) -> tuple[str, list[tuple[str, str]]]:
@@ -128,7 +155,7 @@ def parse_non_stream(
     reader = getattr(parser, _READER, None)
     if reader is None:
         return original(parser, full_text, **kwargs)
-    answer = reader.read(full_text, ended=_ended.get())
+    answer = reader.read(full_text, ended=_ended.get(), cut=_cut.get())
     return _taken(parser, answer)
 
 
@@ -145,7 +172,7 @@ def parse_stream_end(original: Callable[..., Any], parser: Any) -> Any:
     reader = getattr(parser, _READER, None)
     if reader is None:
         return original(parser)
-    answer = reader.finish(ended=_ended.get())
+    answer = reader.finish(ended=_ended.get(), cut=_cut.get())
     return _taken(parser, answer)
 
 
@@ -161,6 +188,11 @@ def _why_ended(finish_reason: Any) -> str:
     """Why the last call was ended by force; empty where it was not."""
     figures = finish_reason.get(REPORT) if isinstance(finish_reason, dict) else None
     return str(figures["ended"]) if figures and figures["forced_tokens"] else ""
+
+
+def _is_cut(finish_reason: Any) -> bool:
+    """Whether the token budget ended the answer."""
+    return isinstance(finish_reason, dict) and finish_reason.get("type") == "length"
 
 
 def _items(answer: Answer) -> list[Any]:
@@ -183,13 +215,14 @@ def process_tool_calls(
 ) -> Any:
     """AROUND ``OpenAIServingChat._process_tool_calls``: note what was withheld."""
     before = _told.set(())
-    ended = _ended.set(_why_ended(finish_reason))
+    ended, cut = _ended.set(_why_ended(finish_reason)), _cut.set(_is_cut(finish_reason))
     try:
         result = original(serving, text, tools, finish_reason, *args, **kwargs)
         withheld = list(_told.get())
     finally:
         _told.reset(before)
         _ended.reset(ended)
+        _cut.reset(cut)
     if withheld:
         finish_reason[WITHHELD] = withheld
     return result
@@ -224,6 +257,7 @@ async def _noting_ends(answers: AsyncIterator[Any]) -> AsyncIterator[Any]:
         meta = answer.get("meta_info") or {} if isinstance(answer, dict) else {}
         finish_reason = meta.get("finish_reason")
         _ended.set(_why_ended(finish_reason))
+        _cut.set(_is_cut(finish_reason))
         if finish_reason and REPORT in finish_reason:
             count_request(finish_reason[REPORT])
         yield answer
@@ -255,6 +289,7 @@ async def _with_report(
 ) -> AsyncIterator[str]:
     finish_reason = content["meta_info"].get("finish_reason") or {}
     _ended.set(_why_ended(finish_reason))
+    _cut.set(_is_cut(finish_reason))
     async for chunk in chunks:
         yield chunk
     answer = getattr(parser_dict.get(index), _ANSWER, None)

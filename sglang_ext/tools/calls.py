@@ -60,6 +60,7 @@ class Reader:
         tools: the tools that may be called.
         form: how its calls are spelled; None leaves that to ``detector``.
         markers: texts that begin calls; empty where the whole answer may be calls.
+        ends: texts that begin and end one call, for what has no form.
         required: the whole answer is calls, in the spelling of ``form``: it holds no content.
         answers: calls stand alone or not at all: what does not begin with one is content.
         detector: SGLang's parser, for what has no form.
@@ -72,6 +73,7 @@ class Reader:
         form: Form | None,
         markers: Sequence[str],
         detector: Detector,
+        ends: Sequence[tuple[str, str]] = (),
         required: bool = False,
         answers: bool = False,
     ) -> None:
@@ -81,6 +83,7 @@ class Reader:
         self._form = form
         self._markers = [marker for marker in markers if marker]
         self._detector = detector
+        self._ends = [pair for pair in ends if all(pair)]
         self._text = ""
         self._shown = 0
         self._marked = not self._markers
@@ -92,10 +95,10 @@ class Reader:
             return any(text.startswith(marker) for marker in self._markers)
         return not self._markers or any(marker in text for marker in self._markers)
 
-    def read(self, text: str, *, ended: str = "") -> Answer:
+    def read(self, text: str, *, ended: str = "", cut: bool = False) -> Answer:
         """The answer that ``text`` is as a whole."""
         shown = self.feed(text)
-        answer = self.finish(ended=ended)
+        answer = self.finish(ended=ended, cut=cut)
         answer.content = shown + answer.content
         return answer
 
@@ -138,14 +141,19 @@ class Reader:
                 break
         return len(self._text[:end].rstrip())
 
-    def finish(self, *, ended: str = "") -> Answer:
+    def finish(self, *, ended: str = "", cut: bool = False) -> Answer:
         """The rest of the answer, when nothing follows.
 
         Args:
             ended: why its last call was ended by force: valid, and not what the model meant.
+            cut: the token budget has ended it.
         """
         answer = self._finished()
-        if ended and answer.calls:
+        if cut and self._form is None and answer.calls and not self._is_whole():
+            # SGLang's parsers close what is open: a path that was cut off would be another path.
+            call = answer.calls.pop()
+            answer.withheld.append(Withheld(call.name, "truncated", call.arguments[:_SHOWN]))
+        elif ended and answer.calls:
             call = answer.calls.pop()
             answer.withheld.append(Withheld(call.name, ended, call.arguments))
         return answer
@@ -157,6 +165,12 @@ class Reader:
         if self._form is None:
             return self._detected(rest)
         return self._spelled(rest, self._form)
+
+    def _is_whole(self) -> bool:
+        """Whether the call that begins last, where no form tells, has its end."""
+        begun = [(self._text.rfind(begin), end) for begin, end in self._ends]
+        at, _ = max(begun, default=(-1, ""))
+        return at >= 0 and any(self._text.find(end, at) >= 0 for place, end in begun if place == at)
 
     def _detected(self, rest: str) -> Answer:
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sglang_ext.tools.ebnf import Separators
 
-__all__ = ["ARRAY", "FORMS", "NATIVE_TAGS", "STOCK_TAGS", "Form"]
+__all__ = ["ARRAY", "FORMS", "NATIVE_TAGS", "STOCK_TAGS", "VARIANTS", "Form"]
 
 
 _TRAINED = Separators()  # those of ``json.dumps`` and of most chat templates
@@ -114,6 +114,21 @@ FORMS: Mapping[str, Form] = {
     "qwen": _QWEN,
     "qwen25": _QWEN,
     "trinity": _QWEN,
+}
+
+# Further spellings that a parser reads, for models whose chat template has calls so.
+VARIANTS: Mapping[str, tuple[Form, ...]] = {
+    "llama3": (
+        dataclasses.replace(FORMS["llama3"], call_begin='{"name": "{name}", "arguments": '),
+    ),
+    "mistral": (  # from version 11 of Mistral's tokenizers on
+        Form(
+            marker="[TOOL_CALLS]",
+            call_begin="[TOOL_CALLS]{name}[ARGS]",
+            call_end="",
+            between="",
+        ),
+    ),
 }
 
 # Parsers whose arguments are not JSON, by the name of xgrammar's own tag for the model.

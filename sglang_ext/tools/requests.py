@@ -14,8 +14,7 @@ from typing import Any
 
 from sglang_ext.errors import ToolsError
 from sglang_ext.tools.bounded import BoundedCache
-from sglang_ext.tools.ebnf import Separators
-from sglang_ext.tools.forms import FORMS
+from sglang_ext.tools.forms import FORMS, VARIANTS, Form
 from sglang_ext.tools.limits import SchemaLimits, check_size
 from sglang_ext.tools.metrics import count_refusal
 from sglang_ext.tools.tag import OURS, Choice, Plan, ToolSpec, compile_plan
@@ -31,6 +30,7 @@ __all__ = [
     "sampling_params",
     "specs",
     "tools_of_responses",
+    "trained_form",
     "validate_request",
     "wanted",
 ]
@@ -44,8 +44,8 @@ _PLANS_BYTES = 64 * 1024 * 1024  # texts of tags kept; a tool takes 1 to 30 kB
 
 # Schema, as text, of the answer that the request of this task asks for; a task serves one request.
 _answer_schema: ContextVar[str | None] = ContextVar("answer_schema", default=None)
-# How the model of this task's server writes JSON.
-_separators: ContextVar[Separators | None] = ContextVar("separators", default=None)
+# How the model of this task's server spells calls.
+_trained: ContextVar[Form | None] = ContextVar("trained", default=None)
 
 
 def specs(tools: Iterable[Any]) -> list[ToolSpec]:
@@ -94,7 +94,7 @@ def validate_request(original: Callable[..., Any], serving: Any, request: Any) -
                 serving.tool_call_parser,
                 parallel=request.parallel_tool_calls,
                 answer=_schema_of_answer(request),
-                separators=_trained(serving),
+                trained=_spelling_of(serving),
             )
     except ToolsError as error:
         count_refusal()
@@ -127,33 +127,39 @@ def process_messages(
 ) -> Any:
     """AROUND ``OpenAIServingChat._process_messages``: its grammar is to hold the answer, too."""
     _answer_schema.set(_schema_of_answer(request))
-    _separators.set(_trained(serving))
+    _trained.set(_spelling_of(serving))
     return original(serving, request, *args, **kwargs)
 
 
-def _trained(serving: Any) -> Separators | None:
-    """How the model writes JSON in calls, from its chat template; asked once for each server."""
-    spelling = getattr(serving, _SPELLING, None)
-    form = FORMS.get(serving.tool_call_parser)
-    if form is None:
+def _spelling_of(serving: Any) -> Form | None:
+    """How the model spells calls, from its chat template; asked once for each server."""
+    parser = serving.tool_call_parser
+    if parser not in FORMS:
         return None
+    spelling = getattr(serving, _SPELLING, None)
     if spelling is None:
         tokenizer = serving.tokenizer_manager.tokenizer
         spelling = read_template(
-            form,
+            (FORMS[parser], *VARIANTS.get(parser, ())),
             lambda messages, tools: str(
                 tokenizer.apply_chat_template(list(messages), tools=list(tools), tokenize=False)
             ),
         )
         setattr(serving, _SPELLING, spelling)
-        if not spelling.agrees:
+        if spelling.form is None:
             logger.warning(
                 "The chat template does not write calls as the parser %s reads them; the parser's "
                 "way is used. It writes %r",
-                serving.tool_call_parser,
+                parser,
                 spelling.rendered[:200],
             )
-    return spelling.separators if spelling.agrees else None
+    form: Form | None = spelling.form
+    return form
+
+
+def trained_form() -> Form | None:
+    """How the model of this task's server spells calls, where its chat template tells."""
+    return _trained.get()
 
 
 def answer_schema() -> str | None:
@@ -200,7 +206,7 @@ def plan_of(
     parallel: Any = True,
     reasoning: bool = False,
     answer: str | None = None,
-    separators: Separators | None = None,
+    trained: Form | None = None,
 ) -> Plan:
     """The plan of a request, from the cache where it is there.
 
@@ -212,7 +218,7 @@ def plan_of(
     chosen = wanted(choice, tools)
     if chosen != "auto":
         answer = None  # the answer is a call
-    key = (tuple(tools), chosen, parser, parallel is not False, reasoning, answer, separators)
+    key = (tuple(tools), chosen, parser, parallel is not False, reasoning, answer, trained)
     plan = _plans.get(key)
     if plan is None:
         plan = compile_plan(
@@ -222,7 +228,7 @@ def plan_of(
             parallel=parallel is not False,
             reasoning=reasoning,
             answer=answer,
-            separators=separators,
+            trained=trained,
         )
         _plans.put(key, plan)
     return plan
@@ -249,7 +255,7 @@ def constrain(
             parallel=parallel,
             reasoning=reasoning,
             answer=answer_schema(),
-            separators=_separators.get(),
+            trained=_trained.get(),
         )
         if plan.tag is not None:
             return ("structural_tag", StructuralTag.from_json(plan.tag))

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from sglang_ext.errors import ToolSchemaError, ToolsError
-from sglang_ext.tools.ebnf import Separators, grammar, quoted
+from sglang_ext.tools.ebnf import grammar, quoted
 from sglang_ext.tools.forms import ARRAY, FORMS, NATIVE_TAGS, STOCK_TAGS, Form
 from sglang_ext.tools.plain import plain_schema
 from sglang_ext.tools.schema import NormalSchema, normalise
@@ -97,7 +97,7 @@ def compile_plan(
     parser: str,
     parallel: bool = True,
     reasoning: bool = False,
-    separators: Separators | None = None,
+    trained: Form | None = None,
     answer: str | None = None,
 ) -> Plan:
     """The plan for one request.
@@ -108,7 +108,7 @@ def compile_plan(
         parser: name of SGLang's tool-call parser.
         parallel: whether several calls may be made.
         reasoning: whether the tag is to cover the model's reasoning; only xgrammar's own do.
-        separators: how the model writes JSON; from its chat template.
+        trained: how the model's chat template spells calls; None: as the parser's own form does.
         answer: JSON schema, as text, of an answer without calls.
 
     Raises:
@@ -116,29 +116,34 @@ def compile_plan(
     """
     _check_tools(tools)
     if answer is not None and choice == "auto":
-        return _calls_or_answer(tools, answer, parser, parallel, reasoning)
+        alone = compile_plan(
+            tools,
+            "required",
+            parser=parser,
+            parallel=parallel,
+            reasoning=reasoning,
+            trained=trained,
+        )
+        return _calls_or_answer(alone, answer, parser)
     required = choice != "auto"
     allowed = [choice] if isinstance(choice, ToolSpec) else list(tools)
     if parser in NATIVE_TAGS:
         return Plan(_native(allowed, choice, parser, parallel, reasoning), None, required)
-    form = None if parser in STOCK_TAGS else FORMS.get(parser, ARRAY if required else None)
+    form = trained or FORMS.get(parser, ARRAY if required else None)
+    if parser in STOCK_TAGS:
+        form = None
     if form is None or not (required or form.marker):
         for tool in allowed:
             schema_of(tool)  # refused now rather than after decoding
         return Plan(None, None, required)
-    if separators is not None:
-        form = form.with_separators(separators)
     calls = _calls(allowed, form, parallel)
     if required:
         return Plan(_tag({"type": "grammar", "grammar": calls}), form, True)
     return Plan(_tag(_triggered(allowed, form, parallel)), form, False)
 
 
-def _calls_or_answer(
-    tools: Sequence[ToolSpec], answer: str, parser: str, parallel: bool, reasoning: bool
-) -> Plan:
+def _calls_or_answer(calls: Plan, answer: str, parser: str) -> Plan:
     """Either calls and nothing else, or an answer of the schema that the request asks for."""
-    calls = compile_plan(tools, "required", parser=parser, parallel=parallel, reasoning=reasoning)
     form = calls.form
     if calls.tag is None or (form is not None and not _begins_apart(form)):
         raise ToolsError(

@@ -1,10 +1,10 @@
-"""Whether calls are spelled as the model's chat template spells them, and how it writes JSON.
+"""How the model's chat template spells calls, among the ways that its parser reads.
 
 The template is asked, not a table: it renders a conversation with an example call. Pure.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -15,6 +15,8 @@ from sglang_ext.tools.forms import Form
 __all__ = ["Spelling", "read_template"]
 
 _NAME = "look_up"
+_ID = "call12345"  # Mistral's templates take nine letters and digits
+_NUMBERED = f"[CALL_ID]{_ID}"
 _ARGUMENTS = {"place": "here", "numbers": [1, 2]}
 _PARAMETERS = {
     "type": "object",
@@ -34,20 +36,22 @@ class Spelling:
     """What a template tells.
 
     Attributes:
-        agrees: the form's opening and closing stand around the example's arguments.
-        separators: how the template writes JSON; None where it is none of the known ways.
+        form: whose opening and closing stand around the example's arguments, with the separators
+            that the template writes; None: none of those asked for.
         rendered: the example as the template has it; empty where it cannot render one.
     """
 
-    agrees: bool
-    separators: Separators | None = None
+    form: Form | None = None
     rendered: str = ""
 
 
-def read_template(form: Form, render: Render) -> Spelling:
-    """Compare ``form`` with what the model's chat template makes of an example call."""
+def read_template(forms: Iterable[Form], render: Render) -> Spelling:
+    """Compare ``forms`` with what the model's chat template makes of an example call.
+
+    Identifiers of calls, which servers number and models do not write, are passed over.
+    """
     call = {
-        "id": "call_1",
+        "id": _ID,
         "type": "function",
         "function": {"name": _NAME, "arguments": _ARGUMENTS},
     }
@@ -60,14 +64,14 @@ def read_template(form: Form, render: Render) -> Spelling:
         before = render(messages[:1], [tool])
         whole = render(messages, [tool])
     except Exception:  # a template may refuse in any way
-        return Spelling(agrees=False)
+        return Spelling()
     rendered = _after(before, whole)
-    for separators in _KNOWN:
+    plain = rendered.replace(_NUMBERED, "")
+    for form, separators in product(forms, _KNOWN):
         written = json.dumps(_ARGUMENTS, separators=(separators.item, separators.key))
-        if written in rendered:
-            agrees = form.opening(_NAME) + written + form.call_end in rendered
-            return Spelling(agrees, separators, rendered)
-    return Spelling(False, None, rendered)
+        if form.opening(_NAME) + written + form.call_end in plain:
+            return Spelling(form.with_separators(separators), rendered)
+    return Spelling(None, rendered)
 
 
 def _after(before: str, whole: str) -> str:

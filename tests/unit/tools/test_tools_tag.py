@@ -13,7 +13,7 @@ from xgrammar import Grammar, StructuralTag
 from xgrammar.testing import _is_grammar_accept_string
 
 from sglang_ext.errors import ToolsError
-from sglang_ext.tools.forms import FORMS, NATIVE_TAGS, STOCK_TAGS
+from sglang_ext.tools.forms import FORMS, NATIVE_TAGS, STOCK_TAGS, VARIANTS
 from sglang_ext.tools.tag import ToolSpec, compile_plan, schema_of
 
 WEATHER = {
@@ -79,9 +79,22 @@ def test_every_parser(parser, choice, strict, parallel):
     assert not accepts(plan, spelled(form, ("nobody", {})))
 
 
-@pytest.mark.parametrize("parser", sorted(FORMS))
-def test_sglang_reads_what_is_spelled(parser):
-    form = FORMS[parser]
+SPELLINGS = [*FORMS.items(), *((name, form) for name in VARIANTS for form in VARIANTS[name])]
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize(("parser", "form"), [(n, f) for n in VARIANTS for f in VARIANTS[n]])
+def test_a_spelling_of_newer_models(parser, form, choice):
+    plan = compile_plan(TOOLS, choice, parser=parser, trained=form)
+    assert plan.form == form
+    assert accepts(plan, spelled(form, GOOD, OTHER))
+    assert not accepts(plan, spelled(form, BAD))
+    assert not accepts(plan, spelled(FORMS[parser], GOOD))
+    assert accepts(plan, "Text. " + spelled(form, GOOD)) == (choice == "auto")
+
+
+@pytest.mark.parametrize(("parser", "form"), SPELLINGS)
+def test_sglang_reads_what_is_spelled(parser, form):
     tools = [
         Tool(type="function", function={"name": t.name, "parameters": json.loads(t.parameters)})
         for t in TOOLS
