@@ -34,7 +34,7 @@ __all__ = [
 Ranges = tuple[tuple[int, int], ...]  # sorted, disjoint, ends included
 
 _LAST = 0x10FFFF
-_TERMS_CACHED = 1 << 16  # derivatives kept; about 200 bytes each
+_TERMS_CACHED = 1 << 12  # derivatives kept, of each kind; about 1.6 kB each
 _MOST_PARTS = 20_000  # of one term. Speed: 1 us each and character class
 _MOST_WORK = 100_000  # derivatives for one automaton. Speed: 5 us each
 

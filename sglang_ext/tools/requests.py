@@ -8,6 +8,7 @@ Source: SGLang 0.5.23, ``entrypoints/openai/serving_chat.py``, ``function_call_p
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -40,7 +41,7 @@ _PARSER = "_sglang_ext_parser"
 _SPELLING = "_sglang_ext_spelling"
 logger = logging.getLogger(__name__)
 
-_PLANS_BYTES = 64 * 1024 * 1024  # texts of tags kept; a tool takes 1 to 30 kB
+_PLANS_BYTES = 64 * 1024 * 1024  # of tags kept, with the tools they are for; 4 to 120 kB a tool
 
 # Schema, as text, of the answer that the request of this task asks for; a task serves one request.
 _answer_schema: ContextVar[str | None] = ContextVar("answer_schema", default=None)
@@ -193,9 +194,13 @@ def _is_ours(constraint: Any) -> bool:
     return OURS in constraint[1].model_dump_json()
 
 
-_plans: BoundedCache[Any, Plan] = BoundedCache(
-    _PLANS_BYTES, lambda _key, plan: len(json.dumps(plan.tag)) + 1_000
-)
+def _plan_bytes(key: Any, plan: Plan) -> int:
+    # A grammar has characters from all planes, so Python takes four bytes for each of its text.
+    tag = json.dumps(plan.tag, ensure_ascii=False)
+    return sys.getsizeof(tag) + sum(sys.getsizeof(tool.parameters) for tool in key[0]) + 1_000
+
+
+_plans: BoundedCache[Any, Plan] = BoundedCache(_PLANS_BYTES, _plan_bytes)
 
 
 def plan_of(

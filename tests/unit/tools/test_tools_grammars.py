@@ -1,5 +1,8 @@
 """Compiled grammars: bounded exactly, and compiled once for equal requests."""
 
+import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -116,3 +119,46 @@ def test_a_request_that_is_cancelled_leaves_the_others():
     assert first.cancel()
     backend.go.set()
     assert second.result(30).key == "a"
+
+
+MANY_SCHEMAS = """
+import json
+from pathlib import Path
+
+from sglang_ext.tools import requests, tag
+from sglang_ext.tools.bounded import BoundedCache
+from sglang_ext.tools.tag import ToolSpec
+
+for cache in (requests._plans, tag._read):
+    cache._most_bytes = 4_000_000
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def plan(number):
+    fields = {f"field_{number}_{n}": {"type": "string"} for n in range(4)}
+    schema = {"type": "object", "properties": fields, "additionalProperties": False}
+    requests.plan_of([ToolSpec("tool", json.dumps(schema))], "required", "hermes")
+
+
+found = []
+for number in range(5_000):
+    plan(number)
+    if number in (1_499, 4_999):
+        found.append(resident())
+print(json.dumps([*found, requests._plans.held_bytes, tag._read.held_bytes]))
+"""
+
+
+@pytest.mark.slow
+def test_five_thousand_schemas_take_no_more_than_their_bounds():
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_SCHEMAS], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    early, late, *held = json.loads(done.stdout)
+    assert max(held) <= 4_000_000
+    assert min(held) > 3_000_000, "the bounds were not reached"
+    assert late - early < 8_000_000
