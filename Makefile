@@ -60,6 +60,8 @@ $(BENCH_STAMP): $(STAMP) requirements/bench.txt
 
 bench: models $(BENCH_STAMP)  ## Ours beside its rivals, on this machine
 	$(BIN)/sglang-ext bench device --model $(MODELS)/smollm2 --json build/bench-device.json
+	$(BIN)/sglang-ext bench live tests/data/claude_code_sessions.jsonl.gz --requests 160 \
+		--window 3600 --json build/bench-live.json
 	$(BIN)/sglang-ext bench prefill --model $(MODELS)/smollm2 --json build/bench-prefill.json
 	$(BIN)/sglang-ext bench store --json build/bench-store.json
 	$(BIN)/sglang-ext bench cache --json build/bench-cache.json

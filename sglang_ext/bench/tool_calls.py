@@ -43,6 +43,7 @@ class ToolBench:
         temperatures: each is a row of its own.
         systems: of `SYSTEMS`.
         parser: name of SGLang's tool-call parser.
+        dtype: in which the servers compute.
         at_once: requests in flight; a batch hides no difference, for all systems have the same.
         flags: further flags of our server, such as ``--ext-tools-without greedy``.
         suite: folder of the JSON Schema Test Suite; None leaves it out.
@@ -54,6 +55,7 @@ class ToolBench:
     temperatures: tuple[float, ...] = (0.0,)
     systems: tuple[str, ...] = SYSTEMS
     parser: str = "hermes"
+    dtype: str = "float32"
     at_once: int = 8
     flags: tuple[str, ...] = ()
     suite: Path | None = None
@@ -105,6 +107,7 @@ def bench_tools(
         "settings": {
             "model": what.model.name,
             "parser": what.parser,
+            "dtype": what.dtype,
             "at_once": what.at_once,
             "flags": list(what.flags),
         },
@@ -141,7 +144,7 @@ def _server(what: ToolBench, workdir: Path, kind: str, ours: Sequence[str]) -> S
         return sglang_command(
             what.model,
             port,
-            *("--dtype", "float32"),
+            *("--dtype", what.dtype),
             *("--tool-call-parser", what.parser),
             *("--max-total-tokens", "65536"),
             "--sleep-on-idle",

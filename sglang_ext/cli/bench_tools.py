@@ -27,6 +27,13 @@ _SUITE = Path("tests/data/json-schema-test-suite/draft2020-12")  # in a checkout
     help="Model folder. Default: smollm2 as made by `sglang-ext model`.",
 )
 @click.option("--parser", default="hermes", show_default=True, help="Its tool-call parser.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="In which the servers compute.",
+)
 @click.option("--cases", default=400, show_default=True, help="Of each category, at most.")
 @click.option(
     "--max-tokens",
@@ -66,6 +73,7 @@ _SUITE = Path("tests/data/json-schema-test-suite/draft2020-12")  # in a checkout
 def tools(
     model: Path | None,
     parser: str,
+    dtype: str,
     cases: int,
     budgets: tuple[int, ...],
     temperatures: tuple[float, ...],
@@ -86,6 +94,7 @@ def tools(
         temperatures=temperatures,
         systems=tuple(part.strip() for part in systems.split(",")),
         parser=parser,
+        dtype=dtype,
         at_once=at_once,
         flags=("--ext-tools-without", without) if without else (),
         suite=suite or (_SUITE if _SUITE.is_dir() else None),
