@@ -243,7 +243,10 @@ def _end_token(model: Path) -> int:
     ends = json.loads((model / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
     end = ends[0] if isinstance(ends, list) and ends else ends
     if not isinstance(end, int):
-        raise BenchError(f"{model}/config.json names no eos_token_id, with which answers end")
+        raise BenchError(
+            f"{model}/config.json names no eos_token_id, with which answers end",
+            fix="give the folder of another model",
+        )
     return end
 
 

@@ -174,8 +174,11 @@ def _run(end: Endpoint, what: ToolBench, cases: Sequence[Case], key: Any) -> lis
             raise BenchError(f"{system}, {case.id}: {shown.status}: {shown.message[:300]}")
         return _judge(case, shown)
 
-    with ThreadPoolExecutor(what.at_once) as pool:
+    pool = ThreadPoolExecutor(what.at_once)
+    try:
         return list(pool.map(one, cases))
+    finally:  # not waited for: whoever interrupts ends the servers next, and with them these
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _judge(case: Case, shown: Shown) -> _Judged:

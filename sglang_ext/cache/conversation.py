@@ -19,6 +19,7 @@ MODELS = 6
 # Lengths of answers told apart, a factor of 1.8 each from about 50 tokens on, and how much a pause
 # says of the lengths beside its own.
 _LENGTHS, _NEXT_LENGTH = 7, 0.35
+_MOST = 1 << 50  # of any count that a state may have
 
 
 class Stop(enum.IntEnum):
@@ -192,8 +193,11 @@ class Conversation:
         lengths = len(one.pace_of), len(one.pace_at)
         if lengths != (3, 2 * _LENGTHS) or not all(map(isfinite, numbers)):
             raise ValueError(f"conversation {one.number} has a pace that is none")
-        if one.turns < 1 or min(one.tokens, one.new_tokens, one.since_end, one.blocks) < 0:
+        counts = one.turns - 1, one.tokens, one.new_tokens, one.since_end, one.blocks
+        if min(counts) < 0 or max(*counts, one.output_tokens) > _MOST:
             raise ValueError(f"conversation {one.number} has counts that are none")
+        if one.stop != Stop.RUNNING and one.finished_s < one.arrived_s:
+            raise ValueError(f"conversation {one.number} ended before it began")
         return one
 
     def _came_back(self, now: float) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from sglang_ext.cache.policy import Policy
 from sglang_ext.errors import StateError
 
-__all__ = ["LearnedFile", "read_state", "write_state"]
+__all__ = ["MOST_BYTES", "LearnedFile", "read_state", "write_state"]
 
 logger = logging.getLogger(__name__)
+
+MOST_BYTES = 8 << 20  # of a state; a full one has 6 MB
 
 
 def read_state(file: Path, most_bytes: int = -1) -> bytes:
@@ -54,7 +56,7 @@ class LearnedFile:
     def __init__(
         self,
         file: Path,
-        most_bytes: int = 8 << 20,
+        most_bytes: int = MOST_BYTES,
         *,
         idle_s: float = 60.0,
         busy_s: float = 600.0,

@@ -317,11 +317,6 @@ class Policy:
         model = _model(self.limits, 0)
         sessions = Sessions(self.limits.conversations)
         restored = restore(data, model, sessions)
-        self.model, self.sessions, self._guarded = model, sessions, restored.guards
-        self._curves = Curves(model)
-        self._pins.clear()
-        for guard, *_ in self._guards:
-            guard.load(restored.guards)
         for conversation in restored.conversations:
             if conversation.stop == Stop.RUNNING:
                 conversation.finish(conversation.arrived_s, Stop.OTHER, -1)
@@ -329,6 +324,11 @@ class Policy:
             turn.pause = restored.pauses.get(conversation.number, -1)
             turn.curve = model.packed(sessions.features(conversation))
         model.close_others(set(restored.pauses.values()), now)
+        self.model, self.sessions, self._guarded = model, sessions, restored.guards
+        self._curves = Curves(model)
+        self._pins.clear()
+        for guard, *_ in self._guards:
+            guard.load(restored.guards)
 
     def _open(self, turn: Turn, now: float) -> None:
         x = self.sessions.features(turn.conversation)

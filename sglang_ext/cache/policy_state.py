@@ -77,9 +77,11 @@ def restore(data: bytes, model: ReturnModel, sessions: Sessions) -> Restored:
         conversations = sessions.load(state["sessions"])
         pauses = {int(number): int(pause) for number, pause in state["open"]}
         guarded = [[float(value) for value in row] for row in state["guards"]]
-        if any(len(row) != 4 or not all(map(isfinite, row)) for row in guarded):
-            raise ValueError("a guard that is none")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        for row in guarded:
+            capacity, _, squares, _ = row
+            if not all(map(isfinite, row)) or min(capacity, squares) < 0.0:
+                raise ValueError("a guard that is none")
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedStateError(
             f"a policy's state: {type(error).__name__} {error}", fix="start without it"
         ) from error

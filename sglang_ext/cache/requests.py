@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import Stop, Turn
@@ -21,8 +22,8 @@ __all__ = ["Clock", "Known", "Requests"]
 # Default: 65,536. Cost: 300 bytes each, and for those that run 43 bytes a block: 270 KB at 100,000
 # tokens in blocks of 16.
 _MOST = 65_536
-# No request moves a clock that is heard on by more; who is idle for longer catches up with a few.
-_LONGEST_STEP_S = 86_400.0
+# No request moves on by more the time that is received; who is idle for longer needs a few.
+_LONGEST_STEP_S = 3600.0
 # A request that runs for so long has ended without a word of it.
 _LONGEST_S = 21_600.0
 
@@ -42,23 +43,27 @@ class Clock:
     def __init__(self, heard: str = "") -> None:
         self._heard = heard
         self.read: Callable[[], float] = time.time
-        self._now = 0.0
+        self._now: float | None = None
 
     def hear(self, carried: Mapping[str, Any]) -> None:
         """A request is here; what is carried with it (`sglang_ext.cache.carrier`) may say when.
 
-        A wrong time moves the clock on by a day at most.
+        A wrong time that is received moves the clock on by an hour at most. What is told is taken
+        as it is: traces have long pauses, and whoever tells it sets the clock.
         """
         seconds = carried.get(self._heard) if self._heard else None
-        if isinstance(seconds, float | int) and seconds < 4e9:
-            last = self._now + _LONGEST_STEP_S if self._now else seconds
-            self._now = max(self._now, float(min(seconds, last)))
+        if not isinstance(seconds, float | int) or not seconds < 4e9:
+            return
+        if self._now is None:
+            self._now = float(seconds)
+        last = inf if self._heard == "told" else self._now + _LONGEST_STEP_S
+        self._now = max(self._now, float(min(seconds, last)))
 
     def __call__(self) -> float:
         """Now."""
         if not self._heard:
-            self._now = max(self._now, self.read())
-        return self._now
+            self._now = max(self._now or 0.0, self.read())
+        return self._now or 0.0
 
 
 @dataclass(slots=True)

@@ -259,7 +259,7 @@ class Shadow:
                     above + below for above, below in zip(upper.held, node.held, strict=True)
                 ]
                 upper.parent.children[node.marks[0]] = node
-                upper.parent = None
+                _let_go(upper)
         return path[-1]
 
     def _cut(self, place: int, side: _Side, now: float) -> None:
@@ -284,8 +284,12 @@ class Shadow:
     def _remove_if_empty(self, node: _Node) -> None:
         if node.parent is not None and not node.running and not any(node.held):
             del node.parent.children[node.marks[0]]
-            node.parent = None
-            node.turns = ()
+            _let_go(node)
+
+
+def _let_go(node: _Node) -> None:
+    """Take a node out of the tree; turns that ended there keep hold of it, and of no more."""
+    node.parent, node.marks, node.children, node.turns = None, array("q"), {}, ()
 
 
 def _common(run: "array[int]", marks: Sequence[int], depth: int) -> int:

@@ -52,15 +52,19 @@ def from_bytes(data: bytes) -> dict[str, Any]:
         raise DamagedStateError("a policy's state with a wrong checksum", fix="start without it")
     try:
         state = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedStateError(f"a policy's state: {error}", fix="start without it") from error
     if not isinstance(state, dict):
         raise DamagedStateError("a policy's state that is no object", fix="start without it")
     return state
 
 
-def check_state(file: Path) -> None:
+def check_state(file: Path, flag: str = "--ext-l3-dir") -> None:
     """Refuse a file of that name that is not ours; it would be replaced.
+
+    Args:
+        file: need not be there.
+        flag: by which it was named.
 
     Raises:
         ConfigError: it is somebody else's, or cannot be read.
@@ -73,12 +77,12 @@ def check_state(file: Path) -> None:
         return
     except OSError as error:
         raise ConfigError(
-            f"--ext-l3-dir: cannot use {file}: {error.strerror}", fix="remove that file"
+            f"{flag}: cannot use {file}: {error.strerror}", fix="remove that file"
         ) from None
     if not ours:
         raise ConfigError(
-            f"--ext-l3-dir: {file} is not the state of a cache policy",
-            fix="give the server a folder of its own, or remove that file if it is nobody's",
+            f"{flag}: {file} is not the state of a cache policy",
+            fix="give another folder or name, or remove that file if it is nobody's",
         )
 
 

@@ -233,7 +233,11 @@ class SteeringMixin(FollowingMixin):
         least = index.device.lowest(now)
         if least is None or least.children or not index.is_lesser(least, node, now):
             return False
-        if not self.is_backuped(least.id) or not self._is_evictable(least):
+        if not self.is_backuped(least.id):
+            return False
+        if not self._is_evictable(least):
+            index.device.discard(least)
+            self.counts["refused"] += 1
             return False
         self._cut(least, tokens, result)
         evicted = self.evict_device_leaf(least.id, self.is_write_back)

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sglang_ext.cache.learned_file import read_state, write_state
+from sglang_ext.cache.learned_file import MOST_BYTES, read_state, write_state
 from sglang_ext.cache.policy import Policy
+from sglang_ext.cache.state import check_state
 from sglang_ext.cli.options import json_option, open_json, write_json
 from sglang_ext.config.sizes import parse_tokens
 from sglang_ext.errors import ConfigError
@@ -185,9 +186,7 @@ def replay_command(
     if not isfinite(window_s):
         raise ConfigError("--window is not a number of seconds")
     _check_policies(policies, answers, load_from, save_to)
-    for flag, file in (("--record", record_to), ("--save-policy", save_to)):
-        if file is not None and len(traces) != 1:
-            raise ConfigError(f"{flag} takes one file, not {len(traces)}")
+    _check_made(traces, record_to, save_to)
     open_json(json_file)
     if record_to is not None:
         traces = [_recorded(traces[0], record_to, block_tokens)]
@@ -254,11 +253,26 @@ def _check_policies(
         raise ConfigError("--load-policy and --save-policy are of ext; name it in --policies")
 
 
+def _check_made(traces: Sequence[Path], record_to: Path | None, save_to: Path | None) -> None:
+    """Refuse now, and not after minutes of work, what could not be written."""
+    for flag, file in (("--record", record_to), ("--save-policy", save_to)):
+        if file is not None and len(traces) != 1:
+            raise ConfigError(f"{flag} takes one file, not {len(traces)}")
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"{flag}: there is no folder {file.parent}")
+    if save_to is not None:
+        check_state(save_to, "--save-policy")
+
+
 def _policy(seed: int, load_from: Path | None, now: float) -> Policy:
     """What ``ext`` begins with."""
     policy = Policy(seed=seed)
     if load_from is not None:
-        policy.load(read_state(load_from), now)
+        try:
+            state = read_state(load_from, MOST_BYTES)
+        except OSError as error:
+            raise ConfigError(f"--load-policy: {load_from}: {error.strerror}") from None
+        policy.load(state, now)
     return policy
 
 

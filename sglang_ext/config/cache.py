@@ -206,6 +206,14 @@ def check_together(cache: CacheConfig) -> None:
         )
     if cache.record_bytes and not cache.record:
         raise ConfigError("--ext-cache-record-size needs --ext-cache-record, the file it bounds")
+    _check_policy(cache)
+    for flag in FLAGS:
+        if flag.name.startswith("--ext-l3-") and getattr(cache, flag.field) and not cache.l3_dir:
+            raise ConfigError(f"{flag.name} needs --ext-l3-dir, the folder of the third tier")
+
+
+def _check_policy(cache: CacheConfig) -> None:
+    """Refuse what the policy that was chosen does not do."""
     if cache.record and not cache.steered:
         raise ConfigError(
             "--ext-cache-record needs a policy of ours, which sees the requests; drop "
@@ -216,6 +224,7 @@ def check_together(cache: CacheConfig) -> None:
             "--ext-cache-clock is of a policy of ours, which measures pauses; drop "
             "--ext-cache-policy stock"
         )
-    for flag in FLAGS:
-        if flag.name.startswith("--ext-l3-") and getattr(cache, flag.field) and not cache.l3_dir:
-            raise ConfigError(f"{flag.name} needs --ext-l3-dir, the folder of the third tier")
+    if cache.pin_share is not None and cache.policy not in (None, "ext"):
+        raise ConfigError(
+            f"--ext-cache-pins is of the learned policy; drop --ext-cache-policy {cache.policy}"
+        )

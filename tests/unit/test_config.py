@@ -162,6 +162,9 @@ def test_pins_are_a_share():
     for text in ("60", "-1", "nan", "many"):
         with pytest.raises(ConfigError, match="--ext-cache-pins"):
             parse({**FULL, "ext_cache_pins": text})
+    for policy in ("lru", "stock"):
+        with pytest.raises(ConfigError, match="--ext-cache-pins"):
+            parse({**FULL, "ext_cache_policy": policy, "ext_cache_pins": "5"})
     with pytest.raises(ConfigError, match="without --ext-cache"):
         parse({"ext_cache_pins": "0"})
 

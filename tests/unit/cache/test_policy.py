@@ -5,9 +5,12 @@ from math import inf
 import numpy as np
 import pytest
 
+from sglang_ext.cache import conversation as conversation_module
+from sglang_ext.cache import state as state_module
 from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.policy import STALE, Policy, PolicyLimits
 from sglang_ext.cache.sessions import Arrival
+from sglang_ext.cache.state import from_bytes, to_bytes
 from sglang_ext.errors import DamagedStateError, StateBoundsError, StateFormError
 
 
@@ -261,6 +264,54 @@ def test_a_state_that_does_not_fit_changes_nothing():
     with pytest.raises(StateFormError):
         other.load(data[:4] + b"\xff\xff\xff\xff" + data[8:], 0.0)
     assert other.save() == before
+
+
+def field(name, value):
+    """Change a field of the state's first conversation."""
+    place = list(conversation_module._KEPT).index(name)
+
+    def change(state):
+        state["sessions"]["conversations"][0][place] = value
+
+    return change
+
+
+def ended_before_it_began(state):
+    names = list(conversation_module._KEPT)
+    row = state["sessions"]["conversations"][0]
+    row[names.index("stop")] = int(Stop.END)
+    row[names.index("finished_s")] = row[names.index("arrived_s")] - 10.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["sessions"].update(parallel=[]),
+        lambda state: state["guards"].append([1000.0, 5.0, -1.0, 1.0]),
+        lambda state: state["guards"].append([1000.0, 5.0]),
+        field("tokens", 10**400),
+        field("output_tokens", 10**400),
+        ended_before_it_began,
+    ],
+    ids=["parallel", "squares", "short guard", "tokens", "output", "times"],
+)
+def test_a_wrong_state_with_a_right_checksum_changes_nothing(change):
+    policy = Policy()
+    live(policy, 200)
+    state = from_bytes(policy.save())
+    change(state)
+    other = Policy()
+    before = other.save()
+    with pytest.raises(DamagedStateError):
+        other.load(to_bytes(state), 0.0)
+    assert other.save() == before
+
+
+def test_a_state_that_is_nested_without_end_is_damaged():
+    body = b"[" * 100_000
+    data = state_module._HEAD.pack(b"SGXP", state_module.FORM, state_module._digest(body)) + body
+    with pytest.raises(DamagedStateError):
+        Policy().load(data, 0.0)
 
 
 def test_strangers_rank_by_their_last_use():

@@ -118,6 +118,37 @@ def test_small_prompts_do_not_make_it_grow(monkeypatch):
     policy._shadow.check_integrity()
 
 
+def test_what_has_left_the_tree_keeps_no_memory():
+    policy = Policy()
+    policy.guard(500)
+    turns = []
+    for number in range(60):  # each remembered by its conversation, only the last still held
+        marks = [number * 1000 + place for place in range(400)]
+        turn, _ = policy.arrive(float(number), Arrival(400, marks, f"s{number}"))
+        policy.finish(turn, number + 0.5, Stop.END, 5)
+        turns.append(turn)
+    held = sum(len(turn.shadow.marks) for turn in turns)
+    assert 400 <= held <= 1200
+
+
+def test_nodes_that_became_one_keep_nothing_of_it():
+    shadow = Shadow(lambda turns, now: (0.0, inf))
+    shadow.add(10_000)
+    turns, path = [], []
+    for number in range(100):
+        conversation = Conversation(0, "s", False, 0)
+        turn = conversation.turn = Turn(conversation, float(number))
+        path += [number * 10 + place for place in range(10)]
+        shadow.arrive(turn, path)
+        shadow.finish(turn, number + 0.5)
+        for older in turns:
+            older.conversation.turn = None
+        turns.append(turn)
+    shadow.check_integrity()
+    gone = [turn.shadow for turn in turns if turn.shadow.parent is None]
+    assert all(not node.marks and not node.children and not node.turns for node in gone)
+
+
 def test_a_prompt_below_a_block_is_no_matter():
     policy = Policy(block_tokens=10)
     policy.guard(1000)

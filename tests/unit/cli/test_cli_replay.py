@@ -112,5 +112,16 @@ def test_a_state_that_is_none_is_refused(log, tmp_path):
     run(log, "--record", trace, "--block-tokens", 16, "--policies", "lru")
     result = run(trace, "--policies", "ext", "--load-policy", log)
     assert isinstance(result.exception, DamagedStateError)
+    nowhere = run(trace, "--policies", "ext", "--save-policy", tmp_path / "none" / "s")
+    assert isinstance(nowhere.exception, ConfigError)
+    theirs = tmp_path / "precious"
+    theirs.write_text("precious")
+    assert isinstance(
+        run(trace, "--policies", "ext", "--save-policy", theirs).exception, ConfigError
+    )
+    assert theirs.read_text() == "precious"
+    link = tmp_path / "link"
+    link.symlink_to(theirs)
+    assert isinstance(run(trace, "--policies", "ext", "--load-policy", link).exception, ConfigError)
     for wrong in ((trace, "--policies", "lru"), (trace, trace, "--policies", "ext")):
         assert isinstance(run(*wrong, "--save-policy", tmp_path / "s").exception, ConfigError)
