@@ -95,8 +95,8 @@ class SplitAttentionBackend(ReferenceAttentionBackend):
             },
         )
 
-    def _admit(self, layer: RadixAttention, name: str = "") -> None:
-        super()._admit(layer, name)
+    def _refuse(self, layer: RadixAttention, name: str) -> None:
+        super()._refuse(layer, name)
         for unsupported, feature in (
             (layer.sliding_window_size >= 0, "a sliding window"),
             (layer.logit_cap > 0, "capped logits"),

@@ -248,8 +248,12 @@ class ReferenceAttentionBackend(AttentionBackend):
     def _admit(self, layer: RadixAttention, name: str = "") -> None:
         """Refuses a layer that needs what this backend does not do; looks at each layer once."""
         if id(layer) not in self._admitted:
-            refuse_layer(layer, name)
+            self._refuse(layer, name)
             self._admitted.add(id(layer))
+
+    def _refuse(self, layer: RadixAttention, name: str) -> None:
+        """Raises for a layer that needs what this backend does not do."""
+        refuse_layer(layer, name)
 
     def _forward(
         self,
