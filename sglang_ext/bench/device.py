@@ -9,8 +9,6 @@ import json
 import random
 import statistics
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ext.bench.server import ServerProcess, sglang_command
+from sglang_ext.bench.timed import generate, vocabulary_size
 from sglang_ext.device import ATTENTION_BACKEND
 from sglang_ext.errors import ConfigError, ServerError
 
 __all__ = ["Samples", "bench_device", "machine_limit"]
 
 RIVAL = "torch_native"
-_REQUEST_TIMEOUT_S = 300
 
 
 @dataclass
@@ -83,7 +81,7 @@ def bench_device(
             "expected at least 1, 2 and 2"
         )
     samples = {ATTENTION_BACKEND: Samples(), RIVAL: Samples()}
-    vocabulary = _vocabulary(model)
+    vocabulary = vocabulary_size(model)
     with ExitStack() as stack:
         servers = {}
         for backend in samples:
@@ -132,21 +130,12 @@ def _prompts(vocabulary: int, tokens: int) -> Iterator[list[int]]:
         yield [generator.randrange(vocabulary // 2, vocabulary) for _ in range(tokens)]
 
 
-def _vocabulary(model: Path) -> int:
-    try:
-        return int(json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{model} is not a model folder ({error}); make one with `sglang-ext model smollm2`"
-        ) from error
-
-
 def _round(server: ServerProcess, prompt: list[int], decode: int, samples: Samples) -> None:
     """Cold prefill of all but the last token; warm prefill of the last; then decode."""
-    seconds, cached = _generate(server, prompt[:-1], 1)
+    seconds, cached = generate(server, prompt[:-1], 1)
     _expect(cached == 0, f"the cold prompt had {cached} cached tokens, expected none")
     samples.cold_s.append(seconds)
-    seconds, cached = _generate(server, prompt, 1)
+    seconds, cached = generate(server, prompt, 1)
     _expect(
         cached == len(prompt) - 1,
         f"the warm prompt had {cached} cached tokens, expected {len(prompt) - 1}",
@@ -154,36 +143,14 @@ def _round(server: ServerProcess, prompt: list[int], decode: int, samples: Sampl
     samples.warm_s.append(seconds)
     # The same prompt once more is a prefill of one token (SGLang computes the last one again), so
     # what is beyond the first answer token is decode.
-    first, _ = _generate(server, prompt, 1)
-    total, _ = _generate(server, prompt, decode)
+    first, _ = generate(server, prompt, 1)
+    total, _ = generate(server, prompt, decode)
     samples.decode_tokens_s.append((decode - 1) / (total - first))
 
 
 def _expect(holds: bool, message: str) -> None:
     if not holds:
         raise ServerError(f"{message}; what was measured is not what was meant")
-
-
-def _generate(server: ServerProcess, prompt: list[int], new_tokens: int) -> tuple[float, int]:
-    """Seconds until the whole answer is here, and cached prompt tokens."""
-    body = {
-        "input_ids": prompt,
-        "sampling_params": {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True},
-    }
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        f"{server.base_url}/generate",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    begin = time.perf_counter()
-    try:
-        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as answer:  # noqa: S310
-            result = json.load(answer)
-    except urllib.error.URLError as error:
-        raise ServerError(
-            f"{server.base_url}/generate failed: {error}\n{server.log_tail()}"
-        ) from error
-    return time.perf_counter() - begin, int(result["meta_info"]["cached_tokens"])
 
 
 def machine_limit(model: Path, prompt_tokens: int, repeats: int = 5) -> dict[str, float]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import statistics
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sglang_ext.bench.server import ServerProcess, sglang_command
+from sglang_ext.bench.timed import generate, vocabulary_size
 from sglang_ext.errors import ConfigError, ServerError
 
 __all__ = ["RANKS", "SPEEDUP_TOKENS", "Timings", "measure_prefills", "speedup"]
 
 RANKS = (1, 2)
 SPEEDUP_TOKENS = 4096
-_REQUEST_TIMEOUT_S = 300
 _WARM_UPS = 3  # prompts that are not timed
 
 # Seconds of each round, by ranks and tokens of the prompt.
@@ -56,7 +52,7 @@ def measure_prefills(
             f"{len(cores)} processor for {max(RANKS)} ranks: a rank on no core of its own says "
             "nothing; run it on a machine with more, or leave out --model"
         )
-    prompts = _prompts(_vocabulary(model))
+    prompts = _prompts(vocabulary_size(model))
     found: Timings = {(ranks, tokens): [] for ranks in RANKS for tokens in lengths}
     with ExitStack() as stack:
         servers = {}
@@ -130,34 +126,8 @@ def _prompts(vocabulary: int) -> Iterator[int]:
         yield generator.randrange(vocabulary // 2, vocabulary)
 
 
-def _vocabulary(model: Path) -> int:
-    try:
-        return int(json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{model} is not a model folder ({error}); make one with `sglang-ext model smollm2`"
-        ) from error
-
-
 def _prefill(server: ServerProcess, prompt: list[int]) -> float:
-    body = {
-        "input_ids": prompt,
-        "sampling_params": {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True},
-    }
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        f"{server.base_url}/generate",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    begin = time.perf_counter()
-    try:
-        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as answer:  # noqa: S310
-            result = json.load(answer)
-    except urllib.error.URLError as error:
-        raise ServerError(
-            f"{server.base_url}/generate failed: {error}\n{server.log_tail()}"
-        ) from error
-    seconds = time.perf_counter() - begin
-    if result["meta_info"]["cached_tokens"]:
+    seconds, cached = generate(server, prompt, 1)
+    if cached:
         raise ServerError("a prompt that was to be computed was cached; nothing was measured")
     return seconds
