@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -240,7 +240,7 @@ class FollowingMixin(_Core):
 
     # --- small things
 
-    def path_entries(self, node_id: int) -> list[PathEntry]:
+    def path_entries(self, node_id: int) -> Sequence[PathEntry]:
         """The path to a node.
 
         Raises:

@@ -8,6 +8,7 @@ Pure: neither torch nor SGLang is imported, time is an argument.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import takewhile
 from math import inf
 
 from sglang_ext.cache.conversation import Turn
@@ -76,11 +77,13 @@ class TreeIndex:
             if not new.children:
                 new.tenant = tenant
                 self._charge(new, len(new))
-        on_device = {entry.node_id for entry in path if entry.device_tokens is not None}
-        for new in fresh:
-            if new.id in on_device:  # an insert has brought the upper part of a host node back
-                self.to_device(new, now)
         if fresh:
+            top = fresh[0].begin
+            tail = takewhile(lambda entry: entry.start >= top, reversed(path))
+            on_device = {entry.node_id for entry in tail if entry.device_tokens is not None}
+            for new in fresh:
+                if new.id in on_device:  # an insert has brought the upper part of a host node back
+                    self.to_device(new, now)
             self.refresh(node, now)
         return node, fresh
 

@@ -9,12 +9,12 @@ Pure: neither torch nor SGLang is imported.
 
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from sglang_ext.cache.use import Use
 from sglang_ext.errors import MirrorError
 
-__all__ = ["Mirror", "Node", "PathEntry"]
+__all__ = ["Mirror", "Node", "PathEntries", "PathEntry"]
 
 
 class PathEntry(NamedTuple):
@@ -33,6 +33,29 @@ class PathEntry(NamedTuple):
     end: int
     device_tokens: int | None
     children: int
+
+
+class PathEntries(Sequence[PathEntry]):
+    """A path of which only what is looked at is made: its end, of a hundred nodes.
+
+    Args:
+        told: the fields of the entries.
+    """
+
+    def __init__(self, told: Sequence[tuple[int, int, int, int, int | None, int]]) -> None:
+        self._told = told
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    @overload
+    def __getitem__(self, at: int) -> PathEntry: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[PathEntry]: ...
+    def __getitem__(self, at: int | slice) -> PathEntry | list[PathEntry]:
+        if isinstance(at, slice):
+            return [PathEntry(*fields) for fields in self._told[at]]
+        return PathEntry(*self._told[at])
 
 
 class Node:

@@ -12,16 +12,16 @@ Pure: neither torch nor SGLang is imported, time is an argument.
 import heapq
 from collections.abc import Callable, Hashable
 from math import inf, nextafter
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from sglang_ext.cache.shares import Shares
 
 __all__ = ["EvictionOrder", "FairOrder"]
 
 # Leaves ranked anew by one question for the lowest: of those due longest, and of those that look
-# lowest. Default: 4 each. Cost: about 4 us a leaf; with fewer it takes more questions until the
+# lowest. Default: 2 each. Cost: about 6 us a leaf; with fewer it takes more questions until the
 # order is exact again after a long idle time.
-_RERANKS = 4
+_RERANKS = 2
 # Rows that one push sweeps, and rows for each leaf from which on there is something to sweep.
 _SWEPT, _ROWS = 4, 4
 
@@ -30,15 +30,27 @@ Rank = Callable[[Leaf, float], tuple[float, float]]
 _Row = tuple[float, float, int, Leaf]
 
 
+class _Held(NamedTuple):
+    """What counts of a leaf: its rows of these versions, and what it was ranked with."""
+
+    version: int
+    age_version: int
+    touch: int
+    worth: float
+    until: float
+
+
 class _Rows(Generic[Leaf]):
     """A heap whose rows count only while their leaf has their version.
 
     Args:
-        held: the versions that count, by leaf; the first value of each.
+        held: what counts, by leaf.
+        version: which field of it has the version of a row of this heap.
     """
 
-    def __init__(self, held: dict[Leaf, tuple[int, int, float]]) -> None:
+    def __init__(self, held: dict[Leaf, _Held], version: int = 0) -> None:
         self._held = held
+        self._version = version
         self._rows: list[_Row[Leaf]] = []
         self._old: list[_Row[Leaf]] = []  # being swept into the others, from its end
 
@@ -47,20 +59,23 @@ class _Rows(Generic[Leaf]):
 
     def push(self, row: "_Row[Leaf]") -> None:
         """Add a row: by what it is ordered, then by what, version, leaf."""
-        heapq.heappush(self._rows, row)
-        old = self._old
+        rows, old = self._rows, self._old
+        heapq.heappush(rows, row)
         if old:
             for _ in range(min(_SWEPT, len(old))):
                 last = old.pop()
                 if self._counts(last):
-                    heapq.heappush(self._rows, last)
-        elif len(self._rows) > 64 + _ROWS * len(self._held):
-            self._rows, self._old = old, self._rows
+                    heapq.heappush(rows, last)
+        elif len(rows) > 64 + _ROWS * len(self._held):
+            self._rows, self._old = old, rows
 
     def first(self) -> "_Row[Leaf] | None":
         """The lowest row that counts; it stays."""
-        firsts = [self._first(rows) for rows in (self._rows, self._old) if rows]
-        return min((row for row in firsts if row is not None), default=None)
+        first = self._first(self._rows)
+        if not self._old:
+            return first
+        other = self._first(self._old)
+        return min((row for row in (first, other) if row is not None), default=None)
 
     def _first(self, rows: "list[_Row[Leaf]]") -> "_Row[Leaf] | None":
         while rows and not self._counts(rows[0]):
@@ -69,7 +84,7 @@ class _Rows(Generic[Leaf]):
 
     def _counts(self, row: "_Row[Leaf]") -> bool:
         held = self._held.get(row[3])
-        return held is not None and held[0] == row[2]
+        return held is not None and held[self._version] == row[2]
 
 
 class EvictionOrder(Generic[Leaf]):
@@ -85,9 +100,9 @@ class EvictionOrder(Generic[Leaf]):
     def __init__(self, rank: Rank[Leaf], by_recency: Callable[[], bool] | None = None) -> None:
         self._rank = rank
         self._by_recency = by_recency
-        self._held: dict[Leaf, tuple[int, int, float]] = {}  # version, touch, until
+        self._held: dict[Leaf, _Held] = {}
         self._lowest = _Rows(self._held)
-        self._oldest = _Rows(self._held)
+        self._oldest = _Rows(self._held, 1)
         self._due = _Rows(self._held)
         self._version = 0
 
@@ -105,13 +120,19 @@ class EvictionOrder(Generic[Leaf]):
             touch: number of the request that passed it last.
             now: seconds.
         """
-        self._version = version = self._version + 1
+        self._version = version = age_version = self._version + 1
         worth, until = self._rank(leaf, now)
-        until = max(until, nextafter(now, inf))  # never due at once again: times are rounded
-        self._held[leaf] = version, touch, until
-        self._lowest.push((worth, touch, version, leaf))
+        if until <= now:
+            until = nextafter(now, inf)  # never due at once again: times are rounded
         if self._by_recency is not None:
-            self._oldest.push((inf if worth == inf else 0.0, touch, version, leaf))
+            before = self._held.get(leaf)
+            held = worth == inf
+            if before is not None and before.touch == touch and held == (before.worth == inf):
+                age_version = before.age_version  # ages are not ranked anew
+            else:
+                self._oldest.push((inf if held else 0.0, touch, version, leaf))
+        self._held[leaf] = _Held(version, age_version, touch, worth, until)
+        self._lowest.push((worth, touch, version, leaf))
         if until < inf:
             self._due.push((until, touch, version, leaf))
 
@@ -135,7 +156,7 @@ class EvictionOrder(Generic[Leaf]):
             due = self._due.first()
             if due is None or due[0] > now:
                 break
-            self.add(due[3], held[due[3]][1], now)
+            self.add(due[3], held[due[3]].touch, now)
         rows = self._lowest
         if self._by_recency is not None and self._by_recency():
             rows = self._oldest
@@ -143,12 +164,12 @@ class EvictionOrder(Generic[Leaf]):
             row = rows.first()
             if row is None:
                 return None
-            _, touch, until = held[row[3]]
-            if until > now:
-                break
-            self.add(row[3], touch, now)
+            lowest = held[row[3]]
+            if lowest.until > now:
+                return row[0], lowest.touch, row[3]
+            self.add(row[3], lowest.touch, now)
         row = rows.first()
-        return None if row is None else (row[0], held[row[3]][1], row[3])
+        return None if row is None else (row[0], held[row[3]].touch, row[3])
 
 
 class FairOrder(Generic[Leaf]):
@@ -202,6 +223,9 @@ class FairOrder(Generic[Leaf]):
 
     def lowest(self, now: float) -> Leaf | None:
         """The leaf to drop first at ``now``; it stays. None: there is no leaf."""
+        if len(self._orders) == 1:
+            (only,) = self._orders.values()
+            return only.lowest(now)
         firsts = {}
         for tenant, order in self._orders.items():
             first = order.peek(now)
@@ -210,11 +234,10 @@ class FairOrder(Generic[Leaf]):
         if not firsts:
             return None
         least = min(firsts, key=lambda tenant: firsts[tenant][:2])
-        if len(firsts) > 1:
-            excess = self._shares.excess(now)
-            if excess.get(least, 0.0) <= 0.0:
-                above = [tenant for tenant in firsts if excess.get(tenant, 0.0) > 0.0]
-                least = min(above or [least], key=lambda tenant: firsts[tenant][:2])
+        excess = self._shares.excess(now)
+        if excess.get(least, 0.0) <= 0.0:
+            above = [tenant for tenant in firsts if excess.get(tenant, 0.0) > 0.0]
+            least = min(above or [least], key=lambda tenant: firsts[tenant][:2])
         return firsts[least][2]
 
     def _discard(self, tenant: str, leaf: Leaf) -> None:

@@ -43,14 +43,14 @@ _HIDDEN = 32
 
 # Pauses that are learned from. Default: 8192. Cost: 160 bytes each; fewer forget sooner.
 RING = 8192
-# Pauses of one step of learning. A step takes 1 ms.
+# Pauses of one step of learning. A step takes 0.6 ms.
 _BATCH = 512
 # Steps for each pause that begins, later on and in addition at first; half as many of the latter
 # after so many pauses.
 _STEPS, _FIRST_STEPS, _FIRST_PAUSES = 0.16, 0.3, 1000.0
 # Pauses that must have ended before the first step: below that a curve is a guess.
 _FIRST = 32
-# Steps taken at once, a millisecond each, and those that wait for the next occasion: many pauses
+# Steps taken at once, 0.6 ms each, and those that wait for the next occasion: many pauses
 # may begin in a moment.
 _AT_ONCE, _MOST_DUE = 4, 64.0
 # Step size falls from the first to the second with the root of the pauses seen.
@@ -84,6 +84,28 @@ _BASIS = _hats()
 # until they say otherwise.
 _RAMPS: Array = np.cumsum(_BASIS[::-1], axis=0)[::-1]
 _PRIOR = _prior()
+
+
+def _tables() -> "tuple[npt.NDArray[np.float32], ...]":
+    """What pauses say of bins, by the number of bins that they outlasted.
+
+    Returns:
+        `[2 x (bins + 1), bins]`, open pauses first, then those that ended with a return: whether a
+        return in a bin was to be seen; whether it came. `[bins + 1, bins]`: whether a bin is
+        looked at from the one on that the row is of.
+    """
+    count = len(AGES)
+    outlasted, bins = np.arange(count + 1)[:, None], np.arange(count)
+    over = bins < outlasted
+    last = bins == np.minimum(outlasted, count - 1)
+    at_risk = np.concatenate([over, over | last])
+    event = np.concatenate([np.zeros_like(last), last])
+    looked_at = bins >= outlasted
+    return tuple(table.astype(np.float32) for table in (at_risk, event, looked_at))
+
+
+_AT_RISK, _EVENT, _LOOKED_AT = _tables()
+_BASIS_32: npt.NDArray[np.float32] = _BASIS.astype(np.float32)
 
 
 def hold_value(hazard: Array) -> Array:
@@ -331,21 +353,28 @@ class ReturnModel:
         return hidden, np.clip(odds, -13.8, 13.8)
 
     def _step(self, now: float) -> None:
-        """One step of Adam on the likelihood of a batch of pauses."""
+        """One step of Adam on the likelihood of a batch of pauses.
+
+        The batch goes through in single precision, a third of the time; the weights stay double.
+        """
         known = min(self.opened, self.ring)
         rows = self._rng.integers(0, known, _BATCH)
-        x = self._x[rows].astype(np.float64)
+        x = self._x[rows]
         at_risk, event = self._targets(rows, now)
-        seen = at_risk.mean(axis=0) * known
+        seen = at_risk.mean(axis=0, dtype=np.float64) * known
         self._seen += (seen - self._seen) / min(self.steps + 1, 20)
-        inner, _, outer, direct, level, fine = self._weights
-        hidden, odds = self._forward(x)
+        inner, inner_bias, outer, direct, level, fine = self._weights
+        outer_32 = outer.astype(np.float32)
+        hidden = np.tanh(x @ inner.astype(np.float32) + inner_bias.astype(np.float32))
+        common = (_PRIOR + level @ _RAMPS + fine).astype(np.float32)
+        odds = (hidden @ outer_32 + x @ direct.astype(np.float32)) @ _BASIS_32 + common
+        np.clip(odds, -13.8, 13.8, out=odds)
         weight = self._weight[rows]
-        at_risk *= (weight / weight.sum())[:, None]
-        error = (1.0 / (1.0 + np.exp(-odds)) - event) * at_risk
-        at_hats = error @ _BASIS.T
+        at_risk *= (weight / weight.sum()).astype(np.float32)[:, None]
+        error = (np.float32(1.0) / (np.float32(1.0) + np.exp(-odds)) - event) * at_risk
+        at_hats = error @ _BASIS_32.T
         at_ages = error.sum(axis=0)
-        at_hidden = at_hats @ outer.T * (1.0 - hidden**2)
+        at_hidden = at_hats @ outer_32.T * (np.float32(1.0) - hidden * hidden)
         shrink = max(_SHRINK, _PRIOR_PAUSES / self.opened)
         slopes = (
             x.T @ at_hidden + shrink * inner,
@@ -357,14 +386,15 @@ class ReturnModel:
         )
         self._move(slopes)
 
-    def _targets(self, rows: npt.NDArray[np.int64], now: float) -> tuple[Array, Array]:
-        """`[rows, ages]`: whether a return in a bin was to be seen, and whether it came."""
-        age, back = self._age[rows], self._back[rows][:, None]
-        age = np.where(np.isnan(age), now - self._begin[rows], age)[:, None]
-        inside = (age >= AGES) & ((age < _ENDS) | (_ENDS[-1] == _ENDS))
-        survived = age >= _ENDS
-        at_risk = (survived | (inside & back)) & (self._entered[rows][:, None] <= AGES)
-        return at_risk.astype(np.float64), (inside & back & at_risk).astype(np.float64)
+    def _targets(
+        self, rows: npt.NDArray[np.int64], now: float
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """`[rows, ages]`: whether a return in a bin was to be seen; whether it came, if so."""
+        age = self._age[rows]
+        age = np.where(np.isnan(age), now - self._begin[rows], age)
+        row = np.searchsorted(_ENDS, age, side="right") + len(_AT_RISK) // 2 * self._back[rows]
+        entered = np.searchsorted(AGES, self._entered[rows], side="left")
+        return _AT_RISK[row] * _LOOKED_AT[entered], _EVENT[row]
 
     def _move(self, slopes: tuple[Array, ...]) -> None:
         self.steps += 1

@@ -14,6 +14,7 @@ Source: ``mem_cache/unified_cache/unified_tree_core_interface.py`` and
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
@@ -27,7 +28,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
 )
 
 from sglang_ext.cache.following import FollowingMixin
-from sglang_ext.cache.mirror import Node, PathEntry
+from sglang_ext.cache.mirror import Node, PathEntries, PathEntry
 from sglang_ext.errors import MirrorError
 
 __all__ = ["SteeredPythonCore", "SteeredRustCore", "SteeringMixin"]
@@ -144,18 +145,19 @@ class SteeringMixin(FollowingMixin):
     def _is_evictable(self, node: Node) -> bool:
         """Whether the core agrees that a leaf is one, and that nobody holds it."""
         try:
-            path = self.path_entries(node.id)
+            end = self.path_entries(node.id)[-1]
         except KeyError:
             return False
-        entry = path[-1]
-        if entry.device_tokens is None or entry.children != len(node.children):
+        if end.device_tokens is None or end.children != len(node.children):
             return False
-        if any(not self.is_full_device_evicted(child.id) for child in node.children.values()):
-            return False
-        before = self.full_protected_size()
-        super().inc_full_pin(node.id)
-        after = self.full_protected_size()
-        super().dec_full_pin(node.id)
+        for child in node.children.values():
+            if not self.is_full_device_evicted(child.id):
+                return False
+        core: Any = super(FollowingMixin, self)  # a try that need not be followed
+        before = core.full_protected_size()
+        core.inc_full_pin(node.id)
+        after = core.full_protected_size()
+        core.dec_full_pin(node.id)
         return bool(after > before)
 
     def _cut(self, node: Node, tokens: int, result: Any) -> None:
@@ -276,10 +278,10 @@ class SteeredRustCore(SteeringMixin, RustUnifiedTreeCore):
         digest = super().write_back_duplicate_reclaim_digest
         return int(digest) ^ (self.victims_digest if self.compares_victims else 0)
 
-    def path_entries(self, node_id: int) -> list[PathEntry]:
+    def path_entries(self, node_id: int) -> Sequence[PathEntry]:
         """The path to a node, without the detour through SGLang's records."""
         (path,) = self._binding.collect_path_info([node_id])
-        return [PathEntry(*entry) for entry in path]
+        return PathEntries(path)
 
 
 class SteeredPythonCore(SteeringMixin, UnifiedTreeCore):

@@ -66,8 +66,8 @@ def steps(monkeypatch):
     peek = EvictionOrder.peek
 
     def peek_anew(self, now):
-        for leaf, (_, touch, _) in list(self._held.items()):
-            self.add(leaf, touch, now)
+        for leaf, held in list(self._held.items()):
+            self.add(leaf, held.touch, now)
         return peek(self, now)
 
     monkeypatch.setattr(EvictionOrder, "peek", peek_anew)
