@@ -14,6 +14,8 @@ _CANDIDATES = [
     *("}", "]", '"', ", ", ",", "0", "1", "t", "f", "n", "-", "."),
     *(chr(point) for point in range(32, 127)),
 ]
+# Then the bytes of other characters: the first ones before those that only go on.
+_BYTES = [bytes([byte]) for byte in (*range(0xC2, 0xF5), *range(0x80, 0xC0))]
 
 
 class Matcher(Protocol):
@@ -23,7 +25,7 @@ class Matcher(Protocol):
         """A matcher in the same state."""
         ...
 
-    def accept_string(self, text: str) -> bool:
+    def accept_string(self, text: str | bytes) -> bool:
         """Take ``text``; False, without a change, where it does not fit."""
         ...
 
@@ -58,24 +60,40 @@ def completion(matcher: Matcher, encode: Callable[[str], Sequence[int]]) -> list
 
 
 def _ending(walker: Matcher) -> str | None:
-    parts: list[str] = []
+    parts: list[bytes] = []
     for _ in range(_MOST_STEPS):
         if walker.is_completed():
-            return "".join(parts)
-        step = walker.find_jump_forward_string()
+            return _text(b"".join(parts))
+        step = _jump(walker)
         if not step or not walker.accept_string(step):
             step = _step(walker)
         if not step:
             return None
-        parts.append(step)
+        parts.append(step if isinstance(step, bytes) else step.encode())
     return None
 
 
-def _step(walker: Matcher) -> str:
+def _text(end: bytes) -> str | None:
+    """An end as text; None where it begins within a character: no tokens are looked for then."""
+    try:
+        return end.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _jump(walker: Matcher) -> str:
+    """What must follow, where that is whole characters: xgrammar has it as bytes, and decodes."""
+    try:
+        return walker.find_jump_forward_string()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _step(walker: Matcher) -> str | bytes:
     """Take the candidate that closes most; in free text that is the quote."""
     if walker.fork().accept_string("qz~}]") and walker.accept_string('"'):
         return '"'
-    for candidate in _CANDIDATES:
+    for candidate in (*_CANDIDATES, *_BYTES):
         if walker.accept_string(candidate):
             return candidate
     return ""
