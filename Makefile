@@ -38,7 +38,7 @@ demo: models  ## Agents on three cache tiers, killed, replayed and compared (ten
 
 serve: models  ## Leave a server running to talk to, on port 30000
 	$(BIN)/python -m sglang.launch_server --model-path $(MODELS)/smollm2 --dtype float32 \
-		--tool-call-parser hermes --host 127.0.0.1 --port $${PORT:-30000} \
+		--tool-call-parser hermes --ext-tools enforce --host 127.0.0.1 --port $${PORT:-30000} \
 		--ext-cache --ext-l1-tokens 16k --ext-l2-size 2GB \
 		--ext-l3-dir $(CACHE)/l3-$${PORT:-30000} --ext-l3-size 8GB
 

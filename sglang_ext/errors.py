@@ -15,7 +15,8 @@
     │   ├── StoreFormatError    it was written by a newer release (exit code 2)
     │   └── StoreInUseError     another writer holds it (exit code 2)
     ├── ToolsError            tool calls cannot be held to what was asked for
-    │   └── ToolSchemaError     a schema, or a part of it, that cannot be enforced or checked
+    │   ├── ToolSchemaError     a schema, or a part of it, that cannot be enforced or checked
+    │   └── ToolWorkError       a request's tools take more work than it may cost
     ├── PatchError            a patch does not apply or does not do what its test says
     ├── StateError            what a policy has learned cannot be taken back
     │   ├── DamagedStateError   it is not a state, or some of it is wrong
@@ -133,6 +134,10 @@ class ToolsError(SglangExtError):
 
 class ToolSchemaError(ToolsError):
     """A tool's schema, or a part of it, can neither be enforced nor checked."""
+
+
+class ToolWorkError(ToolsError):
+    """A request's tools take more work than it may cost; no part of them is left out for that."""
 
 
 class PatchError(SglangExtError):

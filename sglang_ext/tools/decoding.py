@@ -6,6 +6,7 @@ end fits, the call stays cut off, and is withheld.
 Source: SGLang 0.5.23, ``constrained/xgrammar_backend.py``, ``constrained/grammar_manager.py``.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ __all__ = [
     "mark_finished",
     "progress_of",
 ]
+
+logger = logging.getLogger(__name__)
 
 # Key of a finish reason that holds the figures of a call.
 REPORT = "sglang_ext"
@@ -72,11 +75,21 @@ def fill_vocab_mask(original: Callable[..., None], grammar: Any, mask: Any, row:
         return
     begin = time.perf_counter()
     original(grammar, mask, row)
-    allowed = int.from_bytes(mask[row].numpy().tobytes(), "little").bit_count()
-    progress.decide(grammar.matcher, allowed)
+    try:
+        allowed = int.from_bytes(mask[row].numpy().tobytes(), "little").bit_count()
+        progress.decide(grammar.matcher, allowed)
+    except Exception:
+        _give_up(grammar)
+        return
     if progress.forced is not None:
         _allow(mask[row], progress.forced[:1] or list(grammar.matcher.stop_token_ids))
     progress.mask_ms += 1e3 * (time.perf_counter() - begin)
+
+
+def _give_up(grammar: Any) -> None:
+    """The grammar alone holds the call from here on; the scheduler would end on the exception."""
+    logger.exception("A call is written on, but it will not be ended before its budget is")
+    setattr(getattr(grammar, "grammar", None) or grammar, _PROGRESS, None)
 
 
 def _allow(words: Any, tokens: list[int]) -> None:

@@ -29,10 +29,13 @@ from sglang_ext.tools.shapes import (
     Shape,
     StringShape,
 )
+from sglang_ext.tools.work import spend
 
-__all__ = ["Separators", "grammar", "quoted"]
+__all__ = ["GrammarWriter", "Separators", "grammar", "quoted"]
 
 _MOST_STATES = 4_096  # of one string or number; `SchemaLimits` keeps them far below
+_MOST_BYTES = 256_000  # of one schema's rules. Speed: 10 s of compiling a MB, on one core
+_BYTES_A_UNIT = 100  # of a body, in `spend`
 _SURROGATES = (0xD800, 0xDFFF)
 _SHORT_ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
 _SPECIAL = [*range(0x20), 34, 92]  # what a JSON string does not hold as it is; sorted
@@ -94,150 +97,193 @@ def _bracket(ranges: Iterable[tuple[int, int]]) -> str:
     )
 
 
-def grammar(schema: NormalSchema, separators: Separators | None = None, root: str = "root") -> str:
-    """The grammar of a schema's values.
+def grammar(schema: NormalSchema, separators: Separators | None = None) -> str:
+    """The grammar of a schema's values; its first rule is ``root``.
 
     Args:
         schema: what to write.
         separators: how to write it.
-        root: name of the first rule.
 
     Raises:
         ToolSchemaError: a bound of a number has too many digits.
     """
-    writer = _Writer(schema, separators or Separators())
-    first = writer.inline(schema.root)
-    return f"{root} ::= {first}\n" + writer.text()
+    writer = GrammarWriter(separators or Separators())
+    return f"root ::= {writer.value(schema)}\n{writer.text()}"
 
 
-class _Writer:
-    def __init__(self, schema: NormalSchema, separators: Separators) -> None:
-        self.shapes = schema.shapes
+class GrammarWriter:
+    """Writes the grammars of several schemas; what is equal in them is there once.
+
+    A mask is computed for each place of each rule, so what fifty tools have in common costs as much
+    as of one.
+
+    Args:
+        separators: how to write values.
+    """
+
+    def __init__(self, separators: Separators) -> None:
         self.item = quoted(separators.item)
         self.key = quoted(separators.key)
         self.separator = separators.key
         self.separators = (separators.item, separators.key)
         self.rules: dict[str, str] = {}
         self.numbers = itertools.count()
-        self.names: dict[Shape | tuple[Term, bool], str] = {}
+        self.of_body: dict[str, str] = {}  # names of rules that are finished
+        self.repeated: dict[str, str] = {}  # and of those that name themselves, by what is repeated
+        self.automata: dict[tuple[Term, bool], str] = {}
+        self.shapes: dict[str, Shape] = {}  # of the schema at hand
+        self.names: dict[Shape, str] = {}
+        self.room = 0  # bytes that it may still take
+
+    def value(self, schema: NormalSchema) -> str:
+        """What stands for a schema's value in the body of a rule.
+
+        Raises:
+            ToolSchemaError: a bound of a number has too many digits, or the rules are too large.
+        """
+        self.shapes, self.names, self.room = schema.shapes, {}, _MOST_BYTES
+        return self._inline(schema.root)
 
     def text(self) -> str:
+        """The rules."""
         rules = "".join(f"{name} ::= {body}\n" for name, body in self.rules.items())
         return rules + _COMMON + _VALUE.format(key=self.key, item=self.item)
 
-    def rule(self, body: str) -> str:
-        """A new rule; its name."""
-        name = f"r{next(self.numbers)}"
-        self.rules[name] = body
+    def _rule(self, body: str) -> str:
+        """A rule, the same for the same body; its name."""
+        name = self.of_body.get(body)
+        if name is None:
+            name = self.of_body[body] = self._begun()
+            self._write(name, body)
         return name
 
-    def inline(self, shape: Shape) -> str:
+    def _write(self, name: str, body: str) -> None:
+        """The body of a rule that was begun."""
+        spend(2 + len(body) // _BYTES_A_UNIT)
+        self.rules[name] = body
+        self.room -= len(body)
+        if self.room < 0:
+            raise ToolSchemaError(f"its grammar is larger than {_MOST_BYTES:,} bytes")
+
+    def _begun(self) -> str:
+        """A rule whose body is still to come; its name."""
+        name = f"r{next(self.numbers)}"
+        self.rules[name] = ""
+        return name
+
+    def _more(self, end: str, one: str) -> str:
+        """A rule of any number of ``one`` and then ``end``; its name."""
+        body = f"{end} | {one}"
+        if body not in self.repeated:
+            name = self.repeated[body] = self._begun()
+            self._write(name, f"{body} {name}")
+        return self.repeated[body]
+
+    def _inline(self, shape: Shape) -> str:
         """What stands for ``shape`` in the body of a rule."""
         match shape:
             case Anything():
                 return "value"
             case Reference(name):
-                return self.named(name)
+                return self._named(name)
             case StringShape(None):
                 return '"\\"" chars'
             case NumberShape(whole, bounds) if bounds == Bounds():
                 return "integer" if whole else "number"
             case Literals(texts) if len(texts) == 1:
-                return self.literal(texts[0])
+                return self._literal(texts[0])
         if shape not in self.names:
-            self.names[shape] = self.rule(self.body(shape))
+            self.names[shape] = self._rule(self._body(shape))
         return self.names[shape]
 
-    def named(self, name: str) -> str:
+    def _named(self, name: str) -> str:
         target = self.shapes[name]
         if not isinstance(target, Choice | ArrayShape | ObjectShape):
-            return self.inline(target)
+            return self._inline(target)
         key = Reference(name)
         if key not in self.names:
-            self.names[key] = rule = self.rule("")
-            self.rules[rule] = self.body(target)
+            self.names[key] = rule = self._begun()
+            self._write(rule, self._body(target))
         return self.names[key]
 
-    def body(self, shape: Shape) -> str:
+    def _body(self, shape: Shape) -> str:
         match shape:
             case Choice(options):
-                return " | ".join(self.inline(option) for option in options)
+                return " | ".join(self._inline(option) for option in options)
             case Literals(texts):
-                return " | ".join(self.literal(text) for text in texts)
+                return " | ".join(self._literal(text) for text in texts)
             case StringShape(term) if term is not None:
-                return f'"\\"" {self.language(term, in_string=True)}'
+                return f'"\\"" {self._language(term, in_string=True)}'
             case NumberShape(whole, bounds):
-                return self.language(decimals(bounds, whole=whole), in_string=False)
+                return self._language(decimals(bounds, whole=whole), in_string=False)
             case ArrayShape():
-                return self.array(shape)
+                return self._array(shape)
             case ObjectShape():
-                return self.object(shape)
+                return self._object(shape)
             case _:
                 return _never(shape)
 
-    def literal(self, text: str) -> str:
+    def _literal(self, text: str) -> str:
         value = json.loads(text)
         return quoted(json.dumps(value, ensure_ascii=False, separators=self.separators))
 
-    def object(self, shape: ObjectShape) -> str:
+    def _object(self, shape: ObjectShape) -> str:
         # From the last property to the first: a rule for "something was written before" and one
         # for "nothing was".
         pairs = [
-            f'"\\"" {self.language(term, True)} {self.key} {self.inline(value)}'
+            f'"\\"" {self._language(term, True)} {self.key} {self._inline(value)}'
             for term, value in shape.extra
         ]
         first = later = '"}"'
         if pairs:
-            pair = self.rule(" | ".join(pairs))
-            later = self.rule("")
-            self.rules[later] = f'"}}" | {self.item} {pair} {later}'
-            first = self.rule(f'"}}" | {pair} {later}')
+            pair = self._rule(" | ".join(pairs))
+            later = self._more('"}"', f"{self.item} {pair}")
+            first = self._rule(f'"}}" | {pair} {later}')
         for one in reversed(shape.properties):
-            first, later = self.property(one, first, later)
+            first, later = self._property(one, first, later)
         return f'"{{" {first}'
 
-    def property(self, one: Property, first: str, later: str) -> tuple[str, str]:
+    def _property(self, one: Property, first: str, later: str) -> tuple[str, str]:
         name = quoted(json.dumps(one.name, ensure_ascii=False) + self.separator)
-        written = self.rule(f"{name} {self.inline(one.shape)} {later}")
+        written = self._rule(f"{name} {self._inline(one.shape)} {later}")
         if one.required:
-            return written, self.rule(f"{self.item} {written}")
-        return self.rule(f"{written} | {first}"), self.rule(f"{self.item} {written} | {later}")
+            return written, self._rule(f"{self.item} {written}")
+        return self._rule(f"{written} | {first}"), self._rule(f"{self.item} {written} | {later}")
 
-    def array(self, shape: ArrayShape) -> str:
+    def _array(self, shape: ArrayShape) -> str:
         length = len(shape.prefix)
         if shape.most == 0:
             return '"[]"'
-        tail = self.tail(shape, max(length, 1))
+        tail = self._tail(shape, max(length, 1))
         for number in range(length - 1, 0, -1):
-            element = f"{self.item} {self.inline(shape.prefix[number])} {tail}"
+            element = f"{self.item} {self._inline(shape.prefix[number])} {tail}"
             closed = '"]" | ' if number >= shape.least else ""
-            tail = self.rule(closed + element) if not self.ends_at(shape, number) else '"]"'
-        head = self.inline(shape.prefix[0] if length else shape.items)
+            tail = self._rule(closed + element) if not self._ends_at(shape, number) else '"]"'
+        head = self._inline(shape.prefix[0] if length else shape.items)
         empty = '"]" | ' if shape.least == 0 else ""
-        return f'"[" {self.rule(f"{empty}{head} {tail}")}'
+        return f'"[" {self._rule(f"{empty}{head} {tail}")}'
 
-    def ends_at(self, shape: ArrayShape, number: int) -> bool:
+    def _ends_at(self, shape: ArrayShape, number: int) -> bool:
         return shape.most is not None and number >= shape.most
 
-    def tail(self, shape: ArrayShape, written: int) -> str:
+    def _tail(self, shape: ArrayShape, written: int) -> str:
         """What follows when all positions of the prefix are written."""
         least = max(shape.least - written, 0)
-        if self.ends_at(shape, written) or isinstance(shape.items, Nothing):
+        if self._ends_at(shape, written) or isinstance(shape.items, Nothing):
             return '"]"'
-        item = self.rule(f"{self.item} {self.inline(shape.items)}")
+        item = self._rule(f"{self.item} {self._inline(shape.items)}")
         if shape.most is not None:
-            return self.rule(f'{item}{{{least},{shape.most - written}}} "]"')
-        more = self.rule("")
-        self.rules[more] = f'"]" | {item} {more}'
-        return self.rule(f"{item}{{{least}}} {more}") if least else more
+            return self._rule(f'{item}{{{least},{shape.most - written}}} "]"')
+        more = self._more('"]"', item)
+        return self._rule(f"{item}{{{least}}} {more}") if least else more
 
-    def language(self, term: Term, in_string: bool) -> str:
+    def _language(self, term: Term, in_string: bool) -> str:
         """Rules of an automaton, up to the closing quote in a string; the first one's name."""
         key = (term, in_string)
-        if key in self.names:
-            return self.names[key]
+        if key in self.automata:
+            return self.automata[key]
         machine = Machine(term, most_states=_MOST_STATES)
-        rules = [self.rule("") for _ in machine.steps]
+        rules = [self._begun() for _ in machine.steps]
         for number, row in enumerate(machine.steps):
             targets: dict[int, list[tuple[int, int]]] = {}
             for low, high, target in row:
@@ -249,11 +295,11 @@ class _Writer:
             ]
             if number in machine.accepting:
                 options.append('"\\""' if in_string else '""')
-            self.rules[rules[number]] = " | ".join(options)
+            self._write(rules[number], " | ".join(options))
         for number, rule in enumerate(rules):
             if not self.rules[rule] and number:
                 del self.rules[rule]  # a state from which no end is reached
-        self.names[key] = rules[0]
+        self.automata[key] = rules[0]
         return rules[0]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from sglang_ext.errors import ToolSchemaError
+from sglang_ext.tools.work import spend
 
 __all__ = [
     "ANY",
@@ -51,6 +52,7 @@ class Term:
     size: int = field(init=False, compare=False, repr=False)  # parts, those in parts included
 
     def __post_init__(self) -> None:
+        spend(1 + len(self.parts))
         key = (self.kind, self.parts, self.ranges, self.least, self.most)
         object.__setattr__(self, "_hash", hash(key))
         object.__setattr__(self, "size", 1 + sum(part.size for part in self.parts))

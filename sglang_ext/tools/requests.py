@@ -20,6 +20,7 @@ from sglang_ext.tools.limits import SchemaLimits, check_size
 from sglang_ext.tools.metrics import count_refusal
 from sglang_ext.tools.tag import OURS, Choice, Plan, ToolSpec, compile_plan
 from sglang_ext.tools.template import read_template
+from sglang_ext.tools.work import bounded
 
 __all__ = [
     "answer_schema",
@@ -226,15 +227,16 @@ def plan_of(
     key = (tuple(tools), chosen, parser, parallel is not False, reasoning, answer, trained)
     plan = _plans.get(key)
     if plan is None:
-        plan = compile_plan(
-            tools,
-            chosen,
-            parser=parser,
-            parallel=parallel is not False,
-            reasoning=reasoning,
-            answer=answer,
-            trained=trained,
-        )
+        with bounded():
+            plan = compile_plan(
+                tools,
+                chosen,
+                parser=parser,
+                parallel=parallel is not False,
+                reasoning=reasoning,
+                answer=answer,
+                trained=trained,
+            )
         _plans.put(key, plan)
     return plan
 

@@ -35,6 +35,7 @@ from sglang_ext.tools.shapes import (
     productive,
 )
 from sglang_ext.tools.verdicts import ANNOTATIONS, CHECKED, State, Verdict, Verdicts
+from sglang_ext.tools.work import spend
 
 __all__ = ["NormalSchema", "normalise"]
 
@@ -130,6 +131,7 @@ class _Reader:
     def shape(self, parts: Iterable[Located]) -> Shape:
         """The shape of values that are valid for all of ``parts``."""
         flat = list(self._flattened(parts))
+        spend(4 * len(flat))
         if any(part.schema is False for part in flat):
             return NOTHING
         flat = [part for part in flat if _says_something(part)]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sglang_ext.errors import ToolSchemaError, ToolsError
 from sglang_ext.tools.bounded import BoundedCache
-from sglang_ext.tools.ebnf import grammar, quoted
+from sglang_ext.tools.ebnf import GrammarWriter, grammar, quoted
 from sglang_ext.tools.forms import ARRAY, FORMS, NATIVE_TAGS, STOCK_TAGS, Form
 from sglang_ext.tools.plain import plain_schema
 from sglang_ext.tools.schema import NormalSchema, normalise
@@ -23,6 +23,7 @@ from sglang_ext.tools.schema import NormalSchema, normalise
 __all__ = ["OURS", "Choice", "Plan", "ToolSpec", "compile_plan", "schema_of"]
 
 _MOST_TOOLS = 256
+_MOST_GRAMMAR_BYTES = 4_000_000  # of one request. Speed: 10 s of compiling a MB, on one core
 # Schemas that are kept as read. Default: 128 MB, about 700 with twenty properties each. Cost: 50 to
 # 65 bytes for each character of their text.
 _SCHEMAS_BYTES, _BYTES_PER_CHARACTER = 128 * 1024 * 1024, 65
@@ -86,11 +87,15 @@ def schema_of(tool: ToolSpec) -> NormalSchema:
     parameters = tool.parameters if tool.enforced else _ANY_ARGUMENTS
     found = _normalised(parameters, objects_only=True)
     if isinstance(found, ToolSchemaError):
-        raise ToolSchemaError(
-            f"the parameters of tool {tool.name!r} cannot be enforced: {found}",
-            fix='change that part, or let the tool say "strict": false to go without its schema',
-        )
+        raise _not_enforced(tool, found)
     return found
+
+
+def _not_enforced(tool: ToolSpec, why: ToolSchemaError) -> ToolSchemaError:
+    return ToolSchemaError(
+        f"the parameters of tool {tool.name!r} cannot be enforced: {why}",
+        fix='change that part, or let the tool say "strict": false to go without its schema',
+    )
 
 
 def compile_plan(
@@ -174,7 +179,7 @@ def _check_tools(tools: Sequence[ToolSpec]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ToolsError(f"two tools are named {name!r}", fix="give each a name of its own")
-        if not name or any(char in name for char in '\n\r"<>\\'):
+        if not name or any(char in '"<>\\' or char < " " for char in name):
             raise ToolsError(
                 f"{name[:80]!r} is not the name of a tool",
                 fix="use letters, digits, dash and underscore",
@@ -187,14 +192,23 @@ def _tag(form: dict[str, Any]) -> dict[str, Any]:
 
 def _rules(tools: Sequence[ToolSpec], form: Form, skip: int = 0) -> str:
     """Rules ``call0``, ``call1``, … of one call each; ``skip`` characters of each are written."""
-    parts = []
+    writer, calls, end = GrammarWriter(form.separators), [], quoted(form.call_end)
     for number, tool in enumerate(tools):
-        inner = grammar(schema_of(tool), form.separators, root="arguments")
-        begin = quoted(form.opening(tool.name)[skip:])
-        parts.append(_renamed(inner, f"t{number}_"))
-        parts.append(f"call{number} ::= {begin} t{number}_arguments {quoted(form.call_end)}\n")
-    calls = " | ".join(f"call{number}" for number in range(len(tools)))
-    return "".join(parts) + f"call ::= {calls}\n"
+        schema = schema_of(tool)
+        try:
+            value = writer.value(schema)
+        except ToolSchemaError as error:
+            raise _not_enforced(tool, error) from None
+        opening = quoted(form.opening(tool.name)[skip:])
+        calls.append(f"call{number} ::= {opening} {value} {end}")
+    names = " | ".join(f"call{number}" for number in range(len(tools)))
+    rules = "\n".join([*calls, f"call ::= {names}", writer.text()])
+    if len(rules) > _MOST_GRAMMAR_BYTES:
+        raise ToolsError(
+            f"the grammar of these tools has {len(rules):,} bytes, at most {_MOST_GRAMMAR_BYTES:,}",
+            fix="send fewer tools, or simpler schemas",
+        )
+    return rules
 
 
 def _calls(tools: Sequence[ToolSpec], form: Form, parallel: bool) -> str:
@@ -230,33 +244,6 @@ def _triggered(tools: Sequence[ToolSpec], form: Form, parallel: bool) -> dict[st
         # A section ends the answer; a second one is not a form that models were trained on.
         "stop_after_first": bool(form.begin) or not parallel,
     }
-
-
-def _renamed(rules: str, prefix: str) -> str:
-    """``rules`` with ``prefix`` before the name of each: those of two tools never meet."""
-    lines = rules.splitlines()
-    names = {line.split(" ::= ", 1)[0] for line in lines}
-    return "".join(_renamed_line(line, names, prefix) + "\n" for line in lines)
-
-
-def _renamed_line(line: str, names: set[str], prefix: str) -> str:
-    found, word, at, quote = [], "", 0, ""
-    for char in line + " ":
-        if quote:
-            found.append(char)
-            escaped = char == "\\" and not at
-            if char == quote and not at:
-                quote = ""
-            at = 1 if escaped else 0
-        elif char.isalnum() or char == "_":
-            word += char
-        else:
-            found.append(prefix + word if word in names else word)
-            word = ""
-            found.append(char)
-            quote = {'"': '"', "[": "]"}.get(char, "")
-            at = 0
-    return "".join(found).rstrip()
 
 
 def _native(

@@ -179,6 +179,27 @@ def test_a_call_is_completed_where_its_end_fits_and_says_so(server):
     assert outcomes == {"truncated", "forced", "tool_calls"}
 
 
+def test_values_that_begin_with_the_same_byte_end_no_server(server):
+    """A completion is looked for within a character: xgrammar says what follows as bytes."""
+    schema = {
+        "type": "object",
+        "properties": {"ответ": {"enum": ["да", "нет"]}},
+        "required": ["ответ"],
+        "additionalProperties": False,
+    }
+    for most in (64, *range(24, 44, 3)):
+        finish, content, calls, withheld = ask(
+            server,
+            tools=[tool_with(schema)],
+            tool_choice="required",
+            max_tokens=most,
+            parallel_tool_calls=False,
+        )
+        assert (finish, content) in (("tool_calls", ""), ("length", ""))
+        assert len(calls) + len(withheld) == 1
+        assert all(json.loads(text)["ответ"] in ("да", "нет") for _, text in calls)
+
+
 def tool_with(schema, **more):
     return {"type": "function", "function": {**WEATHER, "parameters": schema, **more}}
 

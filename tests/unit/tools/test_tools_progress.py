@@ -4,8 +4,10 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sglang_ext.tools import parts
+from sglang_ext.tools.decoding import fill_vocab_mask, progress_of
 from sglang_ext.tools.progress import Progress
 from sglang_ext.tools.repetition import repeated
 
@@ -45,6 +47,7 @@ class Digits:
         return Digits(self.text)
 
     def accept_string(self, text):
+        text = text.decode("latin-1") if isinstance(text, bytes) else text
         fits = all(char.isdigit() or char == "." for char in text) and "." not in self.text
         self.text += text if fits else ""
         return fits
@@ -168,3 +171,23 @@ def test_the_finish_reason_tells_of_the_call(left, finish, marked, kept):
     assert request.finished_len == kept
     assert told["type"] == ("length" if marked else finish)
     assert isinstance(request.finished_reason, type(reasons["length" if marked else finish]))
+
+
+def test_a_fault_in_the_books_does_not_end_the_scheduler(caplog):
+    class Broken:
+        stop_token_ids = (0,)
+
+        def fork(self):
+            raise UnicodeDecodeError("utf-8", b"\xd0", 0, 1, "unexpected end of data")
+
+    request = Request(sampling_params=SimpleNamespace(max_new_tokens=4), output_ids=[])
+    progress = Progress(request, encode, vocabulary=1000)
+    grammar = SimpleNamespace(matcher=Broken(), _sglang_ext_progress=progress)
+    filled = []
+    for _ in range(2):
+        mask = torch.full((1, 4), 5, dtype=torch.int32)
+        fill_vocab_mask(lambda *args: filled.append(args), grammar, mask, 0)
+        assert mask.tolist() == [[5] * 4], "the grammar's own mask"
+    assert len(filled) == 2
+    assert progress_of(grammar) is None
+    assert len([one for one in caplog.records if one.exc_info]) == 1

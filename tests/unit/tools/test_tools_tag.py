@@ -12,7 +12,8 @@ from sglang.srt.function_call.function_call_parser import FunctionCallParser
 from xgrammar import Grammar, StructuralTag
 from xgrammar.testing import _is_grammar_accept_string
 
-from sglang_ext.errors import ToolsError
+from sglang_ext.errors import ToolsError, ToolWorkError
+from sglang_ext.tools import work
 from sglang_ext.tools.forms import FORMS, NATIVE_TAGS, STOCK_TAGS, VARIANTS
 from sglang_ext.tools.tag import ToolSpec, compile_plan, schema_of
 
@@ -204,3 +205,74 @@ def test_an_answer_that_cannot_be_held_is_refused():
     hostile = json.dumps({"properties": {"a": {"pattern": r"(a)\1"}}})
     with pytest.raises(ToolsError, match="response_format cannot be enforced: #/properties/a"):
         compile_plan(TOOLS, "auto", parser="hermes", answer=hostile)
+
+
+def test_what_tools_have_in_common_is_written_once():
+    def written(count):
+        tools = [
+            ToolSpec(f"t{n}", json.dumps({**WEATHER, "required": ["city", "days"][: 1 + n % 2]}))
+            for n in range(count)
+        ]
+        return compile_plan(tools, "required", parser="hermes").tag["format"]["grammar"]
+
+    assert len(written(10)) - len(written(2)) < 8 * 130, "a call each, and no schema"
+
+
+def test_equal_parts_of_two_schemas_do_not_meet():
+    """References of one name mean what they mean in their own schema."""
+    schemas = [
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/x"}},
+            "required": ["a"],
+            "additionalProperties": False,
+            "$defs": {"x": {"type": "array", "items": {"type": kind}, "maxItems": 1}},
+        }
+        for kind in ("integer", "boolean")
+    ]
+    tools = [ToolSpec(f"t{n}", json.dumps(schema)) for n, schema in enumerate(schemas)]
+    plan = compile_plan(tools, "required", parser="hermes", parallel=False)
+    for number, value in enumerate(([1], [True])):
+        for tool in range(2):
+            call = spelled(plan.form, (f"t{tool}", {"a": value}))
+            assert accepts(plan, call) == (tool == number), call
+
+
+def test_a_schema_that_grows_into_a_large_grammar_is_refused():
+    either = [
+        {
+            "anyOf": [
+                {"properties": {f"x{i}{j}": {"const": i}}, "required": [f"x{i}{j}"]}
+                for j in range(4)
+            ]
+        }
+        for i in range(8)
+    ]
+    tool = ToolSpec("w", json.dumps({"type": "object", "allOf": either}))
+    with pytest.raises(ToolsError, match=r"'w' cannot be enforced: its grammar is larger than"):
+        compile_plan([tool], "required", parser="hermes")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(((a{100}){100}){100}){100}", "(a|b)*a(a|b){5}%d", "(x+x+)+y{%d}"]
+)
+def test_the_work_of_a_request_is_bounded_over_all_its_tools(pattern):
+    tools = [
+        ToolSpec(
+            f"t{tool}",
+            json.dumps(
+                {
+                    "type": "object",
+                    "properties": {
+                        f"p{n}": {"type": "string", "pattern": pattern.replace("%d", str(n + 1))}
+                        for n in range(200)
+                    },
+                }
+            ),
+        )
+        for tool in range(8)
+    ]
+    with work.bounded(5_000), pytest.raises(ToolWorkError, match="fewer patterns"):
+        compile_plan(tools, "required", parser="hermes")
+    with work.bounded(), pytest.raises(ToolWorkError if "%d" in pattern else ToolsError):
+        compile_plan(tools, "required", parser="hermes")
