@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Default 512 MB: about 1,000 requests' worth of different tool sets with ten tools each.
 _MOST_BYTES = 512 * 1024 * 1024
+# What xgrammar keeps of rules it has compiled. Default 64 MB: some 200 tools with open objects.
+_MOST_RULES_BYTES = 64 * 1024 * 1024
 _UNKNOWN_BYTES = 4_096  # a grammar that was refused, or of a backend that does not tell
 
 
@@ -64,10 +66,11 @@ def bound_caches(_result: None, backend: Any, *_args: Any, **_kwargs: Any) -> No
 
     backend.cache = _Grammars()
     _caches.add(backend.cache)
-    # Grammars are looked up by their text in the cache above; xgrammar's own would keep them twice.
+    # Whole grammars are looked up by their text in the cache above. xgrammar's own has the masks of
+    # rules, too: with it a set of ten tools that gets one more compiles in an eighth of the time.
     backend.grammar_compiler = GrammarCompiler(
         tokenizer_info=backend._tokenizer_info,  # noqa: SLF001 - made by the constructor we follow
-        cache_enabled=False,
+        cache_limit_bytes=_MOST_RULES_BYTES,
     )
 
 

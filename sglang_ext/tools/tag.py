@@ -23,7 +23,7 @@ from sglang_ext.tools.schema import NormalSchema, normalise
 __all__ = ["OURS", "Choice", "Plan", "ToolSpec", "compile_plan", "schema_of"]
 
 _MOST_TOOLS = 256
-_MOST_GRAMMAR_BYTES = 4_000_000  # of one request. Speed: 10 s of compiling a MB, on one core
+_MOST_OPEN = 3_000  # places of all strings together; see `ebnf`
 # Schemas that are kept as read. Default: 128 MB, about 700 with twenty properties each. Cost: 50 to
 # 65 bytes for each character of their text.
 _SCHEMAS_BYTES, _BYTES_PER_CHARACTER = 128 * 1024 * 1024, 65
@@ -202,13 +202,13 @@ def _rules(tools: Sequence[ToolSpec], form: Form, skip: int = 0) -> str:
         opening = quoted(form.opening(tool.name)[skip:])
         calls.append(f"call{number} ::= {opening} {value} {end}")
     names = " | ".join(f"call{number}" for number in range(len(tools)))
-    rules = "\n".join([*calls, f"call ::= {names}", writer.text()])
-    if len(rules) > _MOST_GRAMMAR_BYTES:
+    if writer.open_places > _MOST_OPEN:
         raise ToolsError(
-            f"the grammar of these tools has {len(rules):,} bytes, at most {_MOST_GRAMMAR_BYTES:,}",
-            fix="send fewer tools, or simpler schemas",
+            f"the strings of these tools have {writer.open_places:,} places that take almost any "
+            f"character, at most {_MOST_OPEN:,}",
+            fix='send fewer tools, or let them say "additionalProperties": false',
         )
-    return rules
+    return "\n".join([*calls, f"call ::= {names}", writer.text()])
 
 
 def _calls(tools: Sequence[ToolSpec], form: Form, parallel: bool) -> str:
