@@ -244,10 +244,10 @@ def test_what_would_take_seconds_to_compile_is_refused():
     tool = ToolSpec("w", json.dumps({"type": "object", "properties": patterns}))
     with pytest.raises(ToolsError, match=r"'w' cannot be enforced: its strings have 1,\d+ places"):
         compile_plan([tool], "required", parser="hermes")
+    names = [[f"{letter * 6}{n}" for letter in "abcdefghi"] for n in range(200)]
     many = [
         ToolSpec(
-            f"t{n}",
-            json.dumps({"type": "object", "properties": {f"{m}name{n}": {} for m in range(9)}}),
+            f"t{n}", json.dumps({"type": "object", "properties": {name: {} for name in names[n]}})
         )
         for n in range(200)
     ]
