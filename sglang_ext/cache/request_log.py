@@ -72,9 +72,10 @@ class RequestLog:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             descriptor = os.open(self._file, flags, 0o600)
             with os.fdopen(descriptor, "ab", buffering=0) as file:
+                head = self._head  # each server says its own: pages may have changed since the last
                 while (item := self._lines.get()) is not None:
                     size = os.fstat(descriptor).st_size  # replicas may write to it, too
-                    line = _line(*item) if size else self._head + _line(*item)
+                    line, head = head + _line(*item), b""
                     if size + len(line) > self._most_bytes:
                         self.full = True
                         logger.warning("The log of requests %s is full", self._file)

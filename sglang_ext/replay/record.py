@@ -48,6 +48,8 @@ def record(
         OSError: a file cannot be read or written.
         TraceError: a line is not a request, or nobody says how long a block is.
     """
+    if trace.exists() and trace.samefile(log):
+        raise TraceError(f"{trace} is the log itself", fix="name another file")
     found = _Log(log, block_tokens)
     rows, block = found.rows, found.block
     if not isinstance(block, int) or block < 1:
@@ -124,13 +126,20 @@ class _Log:
                 return True
             row = request
         if "keys" not in row and "block" in row:
-            self.block = self.block if self._given else row["block"]
+            if not self._given:
+                if self.rows and row["block"] != self.block:
+                    raise ValueError(
+                        f"keys of {row['block']} tokens after keys of {self.block}; split the log"
+                    )
+                self.block = row["block"]
             return True
         if "keys" not in row and "lcp" in row:
             raise ValueError("this is a trace: replay it without --record")
         keys, when, tokens = row["keys"], float(row["t"]), int(row["in"])
+        int(-1 if row.get("out") is None else row["out"])
         self.rows.append(row)
         good = isinstance(keys, list) and isfinite(when) and tokens >= 0
+        good = good and isfinite(float(row.get("a") or 0.0))
         return good and all(isinstance(key, (str, int)) for key in keys)
 
 
