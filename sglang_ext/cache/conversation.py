@@ -191,7 +191,8 @@ class Conversation:
         numbers = [getattr(one, name) for name, kind in _KEPT.items() if kind is float]
         numbers += [*one.gaps, *one.pace_of, *(number for cell in one.pace_at for number in cell)]
         lengths = len(one.pace_of), len(one.pace_at)
-        if lengths != (3, 2 * _LENGTHS) or not all(map(isfinite, numbers)):
+        counted = all(count >= 0.0 for _, count in one.pace_at)
+        if lengths != (3, 2 * _LENGTHS) or not counted or not all(map(isfinite, numbers)):
             raise ValueError(f"conversation {one.number} has a pace that is none")
         counts = one.turns - 1, one.tokens, one.new_tokens, one.since_end, one.blocks
         if min(counts) < 0 or max(*counts, one.output_tokens) > _MOST:

@@ -329,7 +329,7 @@ class ReturnModel:
                 f"{self.features} and {self.ring}"
             )
         counts = [int(count) for count in state["counts"]]
-        if len(counts) != 3 or min(counts) < 0:
+        if len(counts) != 3 or min(counts) < 0 or max(counts) > 1 << 50:
             raise ValueError(f"counts {counts}")
         known = min(counts[1], self.ring)
         mine = [*self._weights, *self._mean, *self._square, self._seen]

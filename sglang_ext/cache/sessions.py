@@ -175,6 +175,8 @@ class Sessions:
         loaded = [Conversation.restored(row) for row in state["conversations"][-self.limit :]]
         models = {str(name): place for place, name in enumerate(state["models"][:MODELS])}
         parallel = {str(key): int(count) for key, count in state["parallel"].items()}
+        if min(parallel.values(), default=0) < 0:
+            raise ValueError("a session with less than no conversations")
         self._next = max([int(state["next"]), *(c.number + 1 for c in loaded)])
         self._models, self._parallel = models, parallel
         self._all = OrderedDict((c.number, c) for c in loaded)
