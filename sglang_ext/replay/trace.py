@@ -29,6 +29,8 @@ TIMED = ("global", "session", "none")
 # Sessions are numbered below this. Default: ten million. Cost: 8 bytes for each number below the
 # highest.
 SESSIONS = 10_000_000
+# Different blocks of a trace, at most: their numbers have 32 bits.
+BLOCKS = 1 << 31
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -181,11 +183,18 @@ def _check(file: Path, trace: Trace) -> None:
         refuse(int(np.argmax(trace.session < 0)), "has no session, though times are of sessions")
     if not (np.isfinite(trace.time_s).all() and np.isfinite(trace.answer_s).all()):
         refuse(0, "or a later one has a time that is not finite")
+    if (trace.answer_s < 0).any():
+        refuse(int(np.argmax(trace.answer_s < 0)), "is answered before it is asked")
+    many = trace.blocks >= BLOCKS
+    if many.any():
+        refuse(int(np.argmax(many)), f"has {BLOCKS:,} blocks or more")
     rows = np.arange(len(trace))
     late = trace.parent >= rows
     if late.any():
         refuse(int(np.argmax(late)), "has a parent that is not before it")
-    limit = np.where(trace.parent < 0, 0, trace.blocks[trace.parent])
+    limit = np.where(trace.parent < 0, 0, trace.blocks[np.maximum(trace.parent, 0)])
     bad = (trace.shared > limit) | (trace.shared < 0) | (trace.blocks < 0)
     if bad.any():
         refuse(int(np.argmax(bad)), "shares more blocks than its parent has")
+    if int((trace.blocks - trace.shared).sum()) >= BLOCKS:
+        refuse(0, f"and those after it have {BLOCKS:,} different blocks or more")
