@@ -34,6 +34,8 @@ LONGEST_NAME = 512
 # Latest conversations of one session that a new one can supersede, and that advice is about. More
 # are left alone: `user` may be one name for thousands.
 _SIBLINGS = 32
+# No session has had so many beside each other.
+_MOST_PARALLEL = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +177,8 @@ class Sessions:
         loaded = [Conversation.restored(row) for row in state["conversations"][-self.limit :]]
         models = {str(name): place for place, name in enumerate(state["models"][:MODELS])}
         parallel = {str(key): int(count) for key, count in state["parallel"].items()}
-        if min(parallel.values(), default=0) < 0:
-            raise ValueError("a session with less than no conversations")
+        if not all(0 <= count < _MOST_PARALLEL for count in parallel.values()):
+            raise ValueError("a session with a number of conversations that is none")
         self._next = max([int(state["next"]), *(c.number + 1 for c in loaded)])
         self._models, self._parallel = models, parallel
         self._all = OrderedDict((c.number, c) for c in loaded)

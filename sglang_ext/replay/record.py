@@ -95,6 +95,7 @@ class _Log:
         self.rows: list[dict[str, Any]] = []
         self.skipped = 0
         self._given = block_tokens is not None
+        self._said: Any = None  # by the last header
         with open_text(log) as stream:
             for number, text in enumerate(stream, start=1):
                 if not text.strip():
@@ -126,20 +127,20 @@ class _Log:
                 return True
             row = request
         if "keys" not in row and "block" in row:
-            if not self._given:
-                if self.rows and row["block"] != self.block:
-                    raise ValueError(
-                        f"keys of {row['block']} tokens after keys of {self.block}; split the log"
-                    )
-                self.block = row["block"]
+            said = row["block"]
+            if self.rows and self._said not in (None, said):
+                raise ValueError(f"keys of {said} tokens after keys of {self._said}; split the log")
+            self._said = said
+            self.block = self.block if self._given else said
             return True
         if "keys" not in row and "lcp" in row:
             raise ValueError("this is a trace: replay it without --record")
         keys, when, tokens = row["keys"], float(row["t"]), int(row["in"])
         int(-1 if row.get("out") is None else row["out"])
+        answer_s = float(row.get("a") or 0.0)
         self.rows.append(row)
         good = isinstance(keys, list) and isfinite(when) and tokens >= 0
-        good = good and isfinite(float(row.get("a") or 0.0))
+        good = good and isfinite(answer_s) and answer_s >= 0.0
         return good and all(isinstance(key, (str, int)) for key in keys)
 
 

@@ -13,7 +13,7 @@ exact tree of hashes, without a hash.
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -167,15 +167,19 @@ def _trace(file: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> Tr
 
 
 def _check(file: Path, trace: Trace) -> None:
-    """A request may only share what its parent has, and its parent comes before it."""
+    """Refuse what cannot be."""
 
     def refuse(row: int, what: str) -> None:
         raise TraceError(f"{file}: request {row} {what}", fix="see docs/replay.md")
 
+    _check_times(trace, refuse)
+    _check_blocks(trace, refuse)
+
+
+def _check_times(trace: Trace, refuse: Callable[[int, str], None]) -> None:
+    """Times are finite, and a session has them where they are of it."""
     if trace.timed not in TIMED:
         refuse(0, f"is timed {trace.timed!r}; expected one of {', '.join(TIMED)}")
-    if trace.block_tokens < 1:
-        refuse(0, f"has blocks of {trace.block_tokens} tokens")
     many = trace.session >= SESSIONS
     if many.any():
         refuse(int(np.argmax(many)), f"has a session of {SESSIONS:,} or more")
@@ -185,6 +189,12 @@ def _check(file: Path, trace: Trace) -> None:
         refuse(0, "or a later one has a time that is not finite")
     if (trace.answer_s < 0).any():
         refuse(int(np.argmax(trace.answer_s < 0)), "is answered before it is asked")
+
+
+def _check_blocks(trace: Trace, refuse: Callable[[int, str], None]) -> None:
+    """A request may only share what its parent has, and its parent comes before it."""
+    if trace.block_tokens < 1:
+        refuse(0, f"has blocks of {trace.block_tokens} tokens")
     many = trace.blocks >= BLOCKS
     if many.any():
         refuse(int(np.argmax(many)), f"has {BLOCKS:,} blocks or more")

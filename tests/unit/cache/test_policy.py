@@ -292,8 +292,15 @@ def ended_before_it_began(state):
         field("tokens", 10**400),
         field("output_tokens", 10**400),
         ended_before_it_began,
+        lambda state: state["sessions"]["parallel"].update(s1000=-1),
+        lambda state: state["sessions"]["parallel"].update(s1000=10**400),
+        lambda state: state["model"]["counts"].__setitem__(0, 10**400),
+        field("pace_at", [[0.0, -1.0]] * 2 * conversation_module._LENGTHS),
     ],
-    ids=["parallel", "squares", "short guard", "tokens", "output", "times"],
+    ids=[
+        *("parallel", "squares", "short guard", "tokens", "output", "times"),
+        *("less than none", "too many", "counts", "cells"),
+    ],
 )
 def test_a_wrong_state_with_a_right_checksum_changes_nothing(change):
     policy = Policy()

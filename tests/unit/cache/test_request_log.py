@@ -4,10 +4,13 @@ import json
 import os
 import stat
 
+import pytest
+
 from sglang_ext.cache import request_log as module
 from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.request_log import RequestLog
 from sglang_ext.cache.requests import Known
+from sglang_ext.errors import TraceError
 from sglang_ext.replay.record import record
 from sglang_ext.replay.trace import read_trace
 
@@ -73,3 +76,15 @@ def test_a_disk_that_hangs_does_not_hold_the_end_up(tmp_path, monkeypatch):
     assert log.dropped == 300 - 256
     log.close()
     os.close(os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK))
+
+
+def test_each_server_says_its_block_size(tmp_path):
+    for number, block in enumerate((64, 64, 32)):
+        log = RequestLog(tmp_path / "log", 10**6, block)
+        log.put(known(number), Stop.END, 1, 2000.0)
+        log.close()
+        if block == 64:
+            made = record(tmp_path / "log", tmp_path / "trace.jsonl.gz")
+            assert (made["block"], made["requests"]) == (64, number + 1)
+    with pytest.raises(TraceError, match="split the log"):
+        record(tmp_path / "log", tmp_path / "trace.jsonl.gz")

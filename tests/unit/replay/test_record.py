@@ -88,8 +88,35 @@ def test_prompts_share_in_the_trace_what_they_share_in_the_log(prompts):
         ([ROWS[0], {"t": 1.0, "in": 5, "keys": "abc"}], "line 2"),
         ([ROWS[0], {"t": float("nan"), "in": 5, "keys": []}], "line 2"),
         ([ROWS[0], {"t": 1.0, "in": 5, "keys": [None]}], "line 2"),
+        ([ROWS[0], {"t": 1.0, "in": 5, "keys": [], "out": "many"}], "line 2"),
+        ([ROWS[0], {"t": 1.0, "in": 5, "keys": [], "a": float("inf")}], "line 2"),
+        ([ROWS[0], {"t": 1.0, "in": 5, "keys": [], "a": -1.0}], "line 2"),
+        ([*ROWS, {"block": 32}, ROWS[1]], "line 5 .*32 tokens after keys of 16; split the log"),
     ],
 )
 def test_what_is_no_log_is_refused(tmp_path, rows, message):
     with pytest.raises(TraceError, match=message):
         record(log_of(tmp_path / "server.log", rows), tmp_path / "t.jsonl.gz")
+
+
+def test_a_log_may_say_its_block_size_again_and_late(tmp_path):
+    for rows in ([*ROWS, ROWS[0], ROWS[1]], [*ROWS[1:], ROWS[0]], [{"block": 32}, *ROWS]):
+        made = record(log_of(tmp_path / "server.log", rows), tmp_path / "t.jsonl.gz")
+        assert made["block"] == 16
+
+
+def test_two_block_sizes_are_refused_whatever_is_given(tmp_path):
+    log = log_of(tmp_path / "server.log", [*ROWS, {"block": 32}, ROWS[1]])
+    with pytest.raises(TraceError, match="split the log"):
+        record(log, tmp_path / "t.jsonl.gz", block_tokens=16)
+
+
+@pytest.mark.parametrize("name", ["server.log", "link", "hard link"])
+def test_a_log_is_not_replaced_by_its_own_trace(tmp_path, name):
+    log = log_of(tmp_path / "server.log", ROWS)
+    (tmp_path / "link").symlink_to(log)
+    (tmp_path / "hard link").hardlink_to(log)
+    before = log.read_bytes()
+    with pytest.raises(TraceError, match="is the log itself"):
+        record(log, tmp_path / name)
+    assert log.read_bytes() == before

@@ -81,6 +81,13 @@ def test_starts_are_those_of_the_form(tmp_path):
         (HEADER, [ROWS[0], [1, 2]], "request 1 is no object"),
         (HEADER, [], "a header and no request"),
         (HEADER, [{**ROWS[0], "s": 10**10}], "has a session of"),
+        (HEADER, [ROWS[0], {**ROWS[1], "a": -1.0}], "request 1 is answered before it is asked"),
+        (HEADER, [ROWS[0], {**ROWS[1], "n": 1 << 31}], "request 1 has 2,147,483,648 blocks"),
+        (
+            HEADER,
+            [{**ROWS[0], "n": 1 << 30}, {**ROWS[1], "n": 1 << 30}],
+            "2,147,483,648 different blocks or more",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, header, rows, message):
@@ -94,3 +101,8 @@ def test_what_is_no_trace_is_refused(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(TraceError):
         read_trace(path)
+
+
+def test_any_negative_parent_is_none(tmp_path):
+    trace = read_trace(written(tmp_path / "t.jsonl", rows=[{**ROWS[0], "p": -7, "lcp": 3}]))
+    assert trace.shared.tolist() == [0]
