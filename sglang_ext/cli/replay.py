@@ -1,7 +1,7 @@
 """``sglang-ext replay``: a request trace through the real policy and its rivals."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -186,7 +186,8 @@ def replay_command(
     if not isfinite(window_s):
         raise ConfigError("--window is not a number of seconds")
     _check_policies(policies, answers, load_from, save_to)
-    _check_made(traces, record_to, save_to)
+    made = {"--record": record_to, "--save-policy": save_to, "--json": json_file}
+    _check_made(traces, {flag: file for flag, file in made.items() if file is not None}, load_from)
     open_json(json_file)
     if record_to is not None:
         traces = [_recorded(traces[0], record_to, block_tokens)]
@@ -253,15 +254,33 @@ def _check_policies(
         raise ConfigError("--load-policy and --save-policy are of ext; name it in --policies")
 
 
-def _check_made(traces: Sequence[Path], record_to: Path | None, save_to: Path | None) -> None:
-    """Refuse now, and not after minutes of work, what could not be written."""
-    for flag, file in (("--record", record_to), ("--save-policy", save_to)):
-        if file is not None and len(traces) != 1:
+def _check_made(traces: Sequence[Path], made: Mapping[str, Path], load_from: Path | None) -> None:
+    """Refuse now, and not after minutes of work, what could not be written, or not without loss."""
+    read = [("TRACE", trace) for trace in traces]
+    if load_from is not None:
+        read.append(("--load-policy", load_from))
+    for flag, file in made.items():
+        if flag != "--json" and len(traces) != 1:
             raise ConfigError(f"{flag} takes one file, not {len(traces)}")
-        if file is not None and not file.parent.is_dir():
+        if not file.parent.is_dir():
             raise ConfigError(f"{flag}: there is no folder {file.parent}")
-    if save_to is not None:
-        check_state(save_to, "--save-policy")
+        for other, theirs in read:
+            goes_on = (flag, other) == ("--save-policy", "--load-policy")
+            if not goes_on and _is_same(file, theirs):
+                raise ConfigError(
+                    f"{flag}: {file} is what {other} names, and would be replaced",
+                    fix="name another file",
+                )
+        read.append((flag, file))
+    if "--save-policy" in made:
+        check_state(made["--save-policy"], "--save-policy")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether both name one file, which need not be there."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def _policy(seed: int, load_from: Path | None, now: float) -> Policy:

@@ -125,3 +125,46 @@ def test_a_state_that_is_none_is_refused(log, tmp_path):
     assert isinstance(run(trace, "--policies", "ext", "--load-policy", link).exception, ConfigError)
     for wrong in ((trace, "--policies", "lru"), (trace, trace, "--policies", "ext")):
         assert isinstance(run(*wrong, "--save-policy", tmp_path / "s").exception, ConfigError)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--save-policy", "--record"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_read_is_not_replaced(log, tmp_path, flag, linked):
+    to, made = log, [path for path in tmp_path.iterdir() if path != log]
+    if linked:
+        to = tmp_path / "link"
+        to.symlink_to(log)
+        made = [to]
+    before = log.read_bytes()
+    log_flags = () if flag == "--record" else ("--record", tmp_path / "t.gz")
+    result = run(log, *log_flags, "--block-tokens", 16, "--policies", "ext", flag, to)
+    assert isinstance(result.exception, ConfigError)
+    assert f"{flag}: {to} is what TRACE names" in str(result.exception)
+    assert log.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == sorted([log, *made]), "nothing was written"
+
+
+def test_one_of_several_traces_is_not_replaced(log, tmp_path):
+    trace = tmp_path / "t.gz"
+    assert run(log, "--record", trace, "--block-tokens", 16, "--policies", "lru").exit_code == 0
+    second = tmp_path / "second.gz"
+    second.write_bytes(before := trace.read_bytes())
+    result = run(trace, second, "--policies", "lru", "--json", second)
+    assert isinstance(result.exception, ConfigError)
+    assert second.read_bytes() == before
+
+
+@pytest.mark.parametrize("pair", [("--json", "--record"), ("--json", "--save-policy")])
+def test_two_results_do_not_share_a_file(log, tmp_path, pair):
+    flags = [part for flag in pair for part in (flag, tmp_path / "x")]
+    result = run(log, *flags, "--block-tokens", 16, "--policies", "ext")
+    assert isinstance(result.exception, ConfigError)
+    assert list(tmp_path.iterdir()) == [log]
+
+
+@pytest.mark.parametrize("flag", ["--json", "--save-policy", "--record"])
+def test_a_folder_that_is_not_there_is_refused(log, tmp_path, flag):
+    result = run(log, "--policies", "ext", "--block-tokens", 16, flag, tmp_path / "none" / "x")
+    assert isinstance(result.exception, ConfigError)
+    assert f"{flag}: there is no folder" in str(result.exception)
+    assert list(tmp_path.iterdir()) == [log]
