@@ -68,16 +68,17 @@ def _with_ours(hints: Any, request: Any) -> Any:
     envelope = _plain(hints)
     if envelope is None:  # not of the right form: SGLang says so
         return hints
-    kept = [act for act in envelope["actions"] if act.get("action_type") != ACTION]
+    kept = _others(envelope)
     return {**envelope, "actions": [*kept, action(_told(kept, request))]}
 
 
 def _told(actions: list[Any], request: Any) -> dict[str, Any]:
     """What the scheduler is told of a request, and the advice that goes along."""
-    named = next((_payload(act) for act in actions if "session_id" in _payload(act)), {})
     now = time.time()
     try:
-        told = describe_request(_body(request), _headers(request), named, now, _key)
+        body = _body(request)
+        named = _naming(actions) or _naming(_kept(body.get("kv_hints")))
+        told = describe_request(body, _headers(request), named, now, _key)
     except Exception:  # no request is refused for what is learned of it
         logger.debug("A request was not described", exc_info=True)
         told = {"received": now}
@@ -102,6 +103,22 @@ def _plain(hints: Any) -> dict[str, Any] | None:
     actions = hints.get("actions", [])
     good = isinstance(actions, list) and all(isinstance(act, Mapping) for act in actions)
     return {**hints, "actions": actions} if good else None
+
+
+def _others(envelope: Mapping[str, Any]) -> list[Any]:
+    """The actions of an envelope that do not bear our name."""
+    return [act for act in envelope["actions"] if act.get("action_type") != ACTION]
+
+
+def _kept(hints: Any) -> list[Any]:
+    """The actions in the body of a request to an endpoint whose form SGLang gives no hints."""
+    envelope = _plain(hints)
+    return [] if envelope is None else _others(envelope)
+
+
+def _naming(actions: list[Any]) -> Mapping[str, Any]:
+    """The first payload that names a session; empty where none does."""
+    return next((_payload(act) for act in actions if "session_id" in _payload(act)), {})
 
 
 def _payload(act: Mapping[str, Any]) -> Mapping[str, Any]:

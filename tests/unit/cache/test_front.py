@@ -1,5 +1,6 @@
 """What goes along with SGLang's own requests, and what does not."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from sglang_ext.cache import front
 from sglang_ext.cache.advice import Outbox
 from sglang_ext.cache.carrier import ACTION, carried_by
 from sglang_ext.cache.probes import is_probe
+from sglang_ext.cache.sessions import session_hint
 
 
 @pytest.fixture
@@ -20,9 +22,13 @@ def outbox(monkeypatch):
     return outbox
 
 
-def carry(obj, **headers):
+def carry(obj, *, path="/generate", body=None, **headers):
     """What the scheduler is told of each request that ``obj`` stands for."""
-    request = SimpleNamespace(headers={name.replace("_", "-"): v for name, v in headers.items()})
+    request = SimpleNamespace(
+        headers={name.replace("_", "-"): v for name, v in headers.items()},
+        url=SimpleNamespace(path=path),
+        _body=None if body is None else json.dumps(body).encode(),
+    )
     passed = front.carry_request(lambda manager, sent, request: sent, None, obj, request)
     assert passed is obj
     obj.normalize_batch_and_arguments()
@@ -86,3 +92,36 @@ def test_hints_of_another_form_are_left_to_sglang(outbox, hints):
     obj = request(kv_hints=hints)
     front.carry_request(lambda manager, sent, request: sent, None, obj, None)
     assert obj.kv_hints == hints
+
+
+OPENAI = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
+
+
+@pytest.mark.parametrize("path", OPENAI)
+def test_hints_in_a_body_name_the_session(outbox, path):
+    body = {"user": "u", "kv_hints": forged({"session_id": "mine"}, other={"session_id": "s"})}
+    told = carry(request(), path=path, body=body, x_session_id="h")[0]
+    assert told["session"] == session_hint(kv_hints={"session_id": "s"})
+    assert "advice" not in told
+    native = carry(request(kv_hints=forged({}, other={"session_id": "n"})), path=path, body=body)
+    assert native[0]["session"] == session_hint(kv_hints={"session_id": "n"})
+
+
+@pytest.mark.parametrize(
+    "hints",
+    [
+        *(5, "x", [], [[]], {"actions": 5}, {"actions": [5]}, {"actions": [{"payload": 5}]}),
+        {"actions": [{"action_type": [], "payload": {"session_id": 5}}]},
+        {"actions": [{"payload": {"session_id": "x" * 600}}]},
+        forged({"session_id": "ours", "advice": [[0, "end", "s", 1.0]], "received": 3.9e9}),
+    ],
+)
+def test_hints_in_a_body_that_are_none_name_nobody(outbox, hints):
+    told = carry(request(), path=OPENAI[0], body={"kv_hints": hints}, x_session_id="h")[0]
+    assert set(told) == {"received", "weak_session"}
+    assert told["received"] < 3.9e9
+
+
+def test_hints_in_the_body_of_a_native_endpoint_are_sglangs(outbox):
+    told = carry(request(), body={"kv_hints": forged({}, other={"session_id": "s"})})[0]
+    assert set(told) == {"received"}
