@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import queue
+import stat
 import threading
 from pathlib import Path
 
@@ -72,19 +73,35 @@ class RequestLog:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             descriptor = os.open(self._file, flags, 0o600)
             with os.fdopen(descriptor, "ab", buffering=0) as file:
-                head = self._head  # each server says its own: pages may have changed since the last
+                # Each server says its own: pages may have changed since the last.
+                head = self._head if _is_whole(self._file) else b"\n" + self._head
                 while (item := self._lines.get()) is not None:
                     size = os.fstat(descriptor).st_size  # replicas may write to it, too
-                    line, head = head + _line(*item), b""
+                    line = head + _line(*item)
                     if size + len(line) > self._most_bytes:
                         self.full = True
                         logger.warning("The log of requests %s is full", self._file)
                         return
-                    file.write(line)
-                    self.written += 1
+                    if file.write(line) == len(line):
+                        self.written += 1
+                        head = b""
+                    else:  # the disk is full; after what was cut off comes a header
+                        self.dropped += 1
+                        head = b"\n" + self._head
         except OSError as error:
             self.full = True
             logger.warning("The log of requests %s ends: %s", self._file, error.strerror)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether nothing or a whole line was written last: not so after power was lost."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return True
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"
 
 
 def _line(known: Known, stop: Stop, output_tokens: int, now: float) -> bytes:

@@ -90,7 +90,8 @@ class Requests:
         policy: is told of them; None: nobody is.
         marks: of prompts.
         clock: seconds.
-        on_end: called with a finished request, how it ended and the tokens of its answer.
+        on_end: called with a finished request, how it ended and the tokens of its answer; does not
+            raise.
         key: of digests of names, secret.
     """
 

@@ -164,7 +164,8 @@ class ExtRadixCache(UnifiedRadixCache):
         told = settings.clock == "requests"
         clock = Clock("told" if told else "received" if ranks else "")
         marks = Marks(settings.secret, block)
-        self.requests = Requests(policy, marks, clock, self._ended, settings.secret)
+        ended = partial(self._note, "ended", self._ended)
+        self.requests = Requests(policy, marks, clock, ended, settings.secret)
         self.policy = policy
         self.block_tokens = block
         self.regret = Regret()
@@ -346,18 +347,28 @@ class ExtRadixCache(UnifiedRadixCache):
         known = self.requests.get(req.rid)
         if known is None:
             return
-        reason = str(req.finished_reason.to_json().get("type", ""))
-        if self._tool_calls is None:
-            self._tool_calls = tool_calls(self._parser, req.tokenizer)
-        stop = self._tool_calls.stop(reason, req.output_ids, known.tools)
+        stop, tokens = Stop.OTHER, -1
+        try:
+            self._count_hits(req, known.tokens)
+            stop, tokens = self._stop(req, known), len(req.output_ids)
+        finally:  # or it ran for ever
+            self._reconsider(self.requests.end(req.rid, stop, tokens))
+        if self._forgetting is not None and known.turn is not None:
+            self._try_disk(self._forgetting.finished, known.turn)
+
+    def _count_hits(self, req: Any, asked: int) -> None:
         for tier in ("device", "host", "storage"):
             tokens = int(getattr(req, f"cached_tokens_{tier}", 0))
             self.totals[f"hit_{tier}"] += tokens
             self.totals["hit"] += tokens
-        self.totals["asked"] += known.tokens
-        self._reconsider(self.requests.end(req.rid, stop, len(req.output_ids)))
-        if self._forgetting is not None and known.turn is not None:
-            self._try_disk(self._forgetting.finished, known.turn)
+        self.totals["asked"] += asked
+
+    def _stop(self, req: Any, known: Known) -> Stop:
+        """How the answer ended."""
+        reason = str(req.finished_reason.to_json().get("type", ""))
+        if self._tool_calls is None:
+            self._tool_calls = tool_calls(self._parser, req.tokenizer)
+        return self._tool_calls.stop(reason, req.output_ids, known.tools)
 
     def _aborted(self, rid: str) -> None:
         self._reconsider(self.requests.end(rid, Stop.OTHER, -1))

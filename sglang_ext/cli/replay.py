@@ -309,6 +309,8 @@ def _recorded(log: Path, to: Path, block_tokens: int | None) -> Path:
     )
     if made["skipped"]:
         click.echo(f"Left out: {made['skipped']:,} requests whose token ids are not in the log.")
+    if made["cut"]:
+        click.echo(f"Left out: {made['cut']:,} lines that were cut off, as where power was lost.")
     return to
 
 

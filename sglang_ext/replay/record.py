@@ -4,12 +4,13 @@ A log is JSON lines, plain or gzip, a request a line, in any order: ``t`` second
 and ``keys``, the chained keys of the prompt's blocks, shallow first (strings or numbers; equal keys
 mean equal prefixes). ``out``, ``s`` (the session's name or digest), ``a``, ``m``, ``stop`` and
 ``sub`` as in a trace. A line with ``block`` and no ``keys`` is a header; without one the block size
-is given. SGLang's own log is understood too (`sglang_ext.replay.sglang_log`).
+is given. SGLang's own log is understood too (`sglang_ext.replay.sglang_log`). The last line, or one
+before a header, may be cut off, as where power was lost: it is left out.
 """
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def record(
         on_step: called with the requests done, now and then.
 
     Returns:
-        ``{name, block, requests, skipped, sessions, input_tokens, footprint_tokens}``; skipped are
-        requests whose prompts are not in the log.
+        ``{name, block, requests, skipped, cut, sessions, input_tokens, footprint_tokens}``; skipped
+        are requests whose prompts are not in the log, and cut are lines that were cut off.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -75,6 +76,7 @@ def record(
         "block": block,
         "requests": len(rows),
         "skipped": found.skipped,
+        "cut": found.cut,
         "sessions": len(sessions),
         "input_tokens": sum(int(row["in"]) for row in rows),
         "footprint_tokens": new_blocks * block,
@@ -88,32 +90,51 @@ class _Log:
         block: tokens a key stands for; None where nobody says.
         rows: requests with their keys, in the log's order.
         skipped: requests whose prompts are not in it.
+        cut: lines that were cut off.
     """
 
     def __init__(self, log: Path, block_tokens: int | None) -> None:
         self.block: Any = block_tokens
         self.rows: list[dict[str, Any]] = []
-        self.skipped = 0
+        self.skipped = self.cut = 0
         self._given = block_tokens is not None
         self._said: Any = None  # by the last header
-        with open_text(log) as stream:
-            for number, text in enumerate(stream, start=1):
-                if not text.strip():
-                    continue
-                try:
-                    good = self._add(json.loads(sglang_log.without_time(text)))
-                except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-                    raise TraceError(
-                        f"{log}: line {number} is no request ({type(error).__name__} {error})",
-                        fix="see docs/replay.md",
-                    ) from error
-                if not good:
-                    raise TraceError(
-                        f"{log}: line {number} is no request", fix="see docs/replay.md"
-                    )
+        self._log = log
+        with open_text(log, errors="replace") as stream:
+            self._read(enumerate(stream, start=1))
         if not self.rows:
             fix = f"log with {sglang_log.FLAGS}" if self.skipped else "see docs/replay.md"
             raise TraceError(f"{log}: no request with its prompt's keys or token ids", fix=fix)
+
+    def _read(self, lines: Iterable[tuple[int, str]]) -> None:
+        broken: tuple[int, Exception] | None = None  # the line before, if it is no JSON
+        for number, text in lines:
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(sglang_log.without_time(text))
+            except (ValueError, RecursionError) as error:
+                if broken is not None:
+                    raise self._refusal(*broken) from broken[1]
+                broken = number, error
+                continue
+            if broken is not None:
+                if not _is_header(row):
+                    raise self._refusal(*broken) from broken[1]
+                self.cut, broken = self.cut + 1, None
+            try:
+                good = self._add(row)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                raise self._refusal(number, error) from error
+            if not good:
+                raise self._refusal(number)
+        self.cut += broken is not None
+
+    def _refusal(self, number: int, error: Exception | None = None) -> TraceError:
+        why = "" if error is None else f" ({type(error).__name__} {error})"
+        return TraceError(
+            f"{self._log}: line {number} is no request{why}", fix="see docs/replay.md"
+        )
 
     def _add(self, row: dict[str, Any]) -> bool:
         """Take a line; False where it is none."""
@@ -126,7 +147,7 @@ class _Log:
                 self.skipped += 1
                 return True
             row = request
-        if "keys" not in row and "block" in row:
+        if _is_header(row):
             said = row["block"]
             if self.rows and self._said not in (None, said):
                 raise ValueError(f"keys of {said} tokens after keys of {self._said}; split the log")
@@ -142,6 +163,11 @@ class _Log:
         good = isinstance(keys, list) and isfinite(when) and tokens >= 0
         good = good and isfinite(answer_s) and answer_s >= 0.0
         return good and all(isinstance(key, (str, int)) for key in keys)
+
+
+def _is_header(row: Any) -> bool:
+    """Whether a line says how many tokens a key stands for."""
+    return isinstance(row, dict) and "keys" not in row and "block" in row
 
 
 def _shared(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

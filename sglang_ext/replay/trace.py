@@ -133,13 +133,18 @@ def read_trace(file: Path) -> Trace:
     return trace
 
 
-def open_text(file: Path) -> TextIO:
-    """Open a text file, gzip or plain."""
+def open_text(file: Path, errors: str = "strict") -> TextIO:
+    """Open a text file, gzip or plain.
+
+    Args:
+        file: to be read.
+        errors: what is done with what is no UTF-8, as for `open`.
+    """
     with file.open("rb") as start:
         zipped = start.read(2) == b"\x1f\x8b"
     if zipped:
-        return gzip.open(file, "rt", encoding="utf-8")
-    return file.open(encoding="utf-8")
+        return gzip.open(file, "rt", encoding="utf-8", errors=errors)
+    return file.open(encoding="utf-8", errors=errors)
 
 
 def _trace(file: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> Trace:

@@ -1,5 +1,6 @@
 """Our radix cache as SGLang's scheduler calls it, with SGLang's own tree core and requests."""
 
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.runtime_context import derive_attention_ranks, derive_attn_tp_size
 from support.ext_cache import ExtCache
 
+from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.shares import TENANTS
 from sglang_ext.cache.tree import tool_calls, writes_log
 
@@ -138,6 +140,22 @@ def test_a_fault_in_the_books_does_not_reach_the_scheduler(time, monkeypatch, pa
     assert made.cache.describe()["tokens"]["faults"] > 0
     later = made.request("c", [*prompt(1, 40), 5])
     assert made.arrive(later).device_prefix_len == 40
+
+
+@pytest.mark.parametrize("part", ["_stop", "_count_hits", "_log"])
+def test_a_request_ends_whatever_fails_at_its_end(time, monkeypatch, part):
+    made = ExtCache()
+    fails = SimpleNamespace(put=lambda *what: 1 / 0) if part == "_log" else lambda *what: 1 / 0
+    monkeypatch.setattr(made.cache, part, fails)
+    req = made.request("a", prompt(1, 40))
+    made.arrive(req)
+    turn = made.cache.requests.get("a").turn
+    made.insert(req)
+    made.finish(req)
+    assert len(made.cache.requests) == 0
+    assert turn.conversation.stop != Stop.RUNNING
+    assert made.cache.policy.worth(turn, time.now)[0] < inf
+    assert made.cache.describe()["tokens"]["faults"] == 1
 
 
 @pytest.mark.parametrize("name", ["lock", "unlock"])

@@ -88,3 +88,49 @@ def test_each_server_says_its_block_size(tmp_path):
             assert (made["block"], made["requests"]) == (64, number + 1)
     with pytest.raises(TraceError, match="split the log"):
         record(tmp_path / "log", tmp_path / "trace.jsonl.gz")
+
+
+def test_after_a_line_that_was_cut_off_comes_a_whole_one(tmp_path):
+    file = tmp_path / "log"
+    for number in range(3):
+        log = RequestLog(file, 10**6, 64)
+        log.put(known(number), Stop.END, 1, 2000.0)
+        log.close()
+        if number < 2:
+            os.truncate(file, file.stat().st_size - 5 * number)
+    lines = file.read_text().splitlines()
+    assert len(lines) == 6
+    assert lines[2] == lines[4] == json.dumps({"block": 64})
+    made = record(file, tmp_path / "trace.jsonl.gz")
+    assert (made["requests"], made["cut"]) == (2, 1)
+
+
+def test_a_disk_that_takes_half_a_line_costs_that_line(tmp_path, monkeypatch):
+    made, short = os.fdopen, [True]
+
+    def fdopen(descriptor, mode, **more):
+        file = made(descriptor, mode, **more)
+        if mode == "rb":
+            return file
+
+        class Short:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *what):
+                file.close()
+
+            def write(self, line):
+                half = short.pop() if short else False
+                return file.write(line[: len(line) // 2] if half else line)
+
+        return Short()
+
+    monkeypatch.setattr(os, "fdopen", fdopen)
+    log = RequestLog(tmp_path / "log", 10**6, 64)
+    for number in range(3):
+        log.put(known(number), Stop.END, 1, 2000.0)
+    log.close()
+    assert (log.written, log.dropped) == (2, 1)
+    found = record(tmp_path / "log", tmp_path / "trace.jsonl.gz", block_tokens=64)
+    assert (found["requests"], found["cut"]) == (2, 1)

@@ -168,3 +168,10 @@ def test_a_folder_that_is_not_there_is_refused(log, tmp_path, flag):
     assert isinstance(result.exception, ConfigError)
     assert f"{flag}: there is no folder" in str(result.exception)
     assert list(tmp_path.iterdir()) == [log]
+
+
+def test_a_line_that_was_cut_off_is_told(log, tmp_path):
+    log.write_text(log.read_text()[:-20])
+    result = run(log, "--record", tmp_path / "t.gz", "--block-tokens", 16, "--policies", "lru")
+    assert result.exit_code == 0, result.output
+    assert "Left out: 1 lines that were cut off" in result.output

@@ -34,6 +34,7 @@ def test_a_log_becomes_a_trace(tmp_path, zipped):
         "block": 16,
         "requests": 3,
         "skipped": 0,
+        "cut": 0,
         "sessions": 2,
         "input_tokens": 143,
         "footprint_tokens": 6 * 16,
@@ -120,3 +121,28 @@ def test_a_log_is_not_replaced_by_its_own_trace(tmp_path, name):
     with pytest.raises(TraceError, match="is the log itself"):
         record(log, tmp_path / name)
     assert log.read_bytes() == before
+
+
+HALF = '{"t": 21.0, "in": 50, "ke'
+
+
+@pytest.mark.parametrize("half", [HALF, "\0" * 50, "\udcff\udcfe", "[" * 100_000])
+def test_a_line_that_was_cut_off_is_left_out_and_counted(tmp_path, half):
+    lines = [json.dumps(row) for row in ROWS]
+    log = tmp_path / "server.log"
+    for text, requests, cut in (
+        ([*lines, half], 3, 1),
+        ([*lines, half, lines[0], lines[1]], 4, 1),
+        ([*lines, half, "", lines[0], lines[1], half], 4, 2),
+    ):
+        log.write_text("\n".join(text), errors="surrogateescape")
+        made = record(log, tmp_path / "t.jsonl.gz")
+        assert (made["requests"], made["cut"]) == (requests, cut)
+
+
+def test_a_broken_line_between_requests_is_refused(tmp_path):
+    lines = [json.dumps(row) for row in ROWS]
+    for text in ([*lines[:3], HALF, lines[3]], [*lines, HALF, HALF]):
+        (tmp_path / "server.log").write_text("\n".join(text))
+        with pytest.raises(TraceError, match=f"line {text.index(HALF) + 1} is no request"):
+            record(tmp_path / "server.log", tmp_path / "t.jsonl.gz")
