@@ -4,13 +4,14 @@ Pure: neither torch nor SGLang is imported.
 """
 
 from array import array
+from bisect import bisect_right
 from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Stop
 from sglang_ext.cache.returns import AGES, ReturnModel, cold_value, hold_value
 
-__all__ = ["AGES_S", "COLD", "NEXT_S", "Curves"]
+__all__ = ["AGES_S", "COLD", "NEXT_S", "Curves", "place_of"]
 
 AGES_S: list[float] = AGES.tolist()
 _ENDS_S = [*AGES_S[1:], AGES_S[-1] * 1.5]
@@ -72,3 +73,12 @@ class Curves:
                 "worth": [float(f"{value:.3g}") for value in hold_value(hazard).tolist()],
             }
         return curves
+
+
+def place_of(begin: float, now: float) -> tuple[int, float]:
+    """Place in `AGES_S` of a pause's age, and until when it holds."""
+    place = bisect_right(AGES_S, now - begin)
+    until = begin + NEXT_S[place]
+    if until <= now:  # the sum was rounded
+        place, until = place + 1, begin + NEXT_S[place + 1]
+    return max(0, place - 1), until

@@ -18,14 +18,13 @@ Pure: neither torch nor SGLang is imported, time is an argument: seconds that do
 survive a restart (wall-clock time).
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
-from sglang_ext.cache.curves import AGES_S, COLD, NEXT_S, Curves
+from sglang_ext.cache.curves import COLD, Curves, place_of
 from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.pins import Pins
 from sglang_ext.cache.policy_state import restore, saved
@@ -91,7 +90,7 @@ class Policy:
         self._shadow = Shadow(self._joint_worth)
         self._guards: list[tuple[Guard, int, int]] = []  # with their sides of the shadow
         self._guarded: list[list[float]] = []  # states of guards, from before a restart
-        self._pins = Pins(self.limits.pin_tokens, self.limits.pin_s)
+        self.pins = Pins(self.limits.pin_tokens, self.limits.pin_s)
         self._curves = Curves(self.model)
 
     def arrive(self, now: float, arrival: Arrival) -> tuple[Turn, list[Turn]]:
@@ -108,7 +107,7 @@ class Policy:
         if before is not None:
             self._close(before, now, back=True)
             if before.pinned_until > now:
-                self._pins.move(before, turn)
+                self.pins.move(before, turn)
             changed.append(before)
         changed += self._reopen(superseded, now, back=conversation.rewrites)
         if self._guards:
@@ -174,7 +173,7 @@ class Policy:
         cold = not self.model.steps
         if not cold and turn.conversation.turn is not turn:
             return STALE, inf
-        place, until = _place(turn.begin, now)
+        place, until = place_of(turn.begin, now)
         return COLD[place] if cold else self._curves.worth(curve, place, now - turn.begin), until
 
     def node_worth(self, turn: Turn, end_tokens: int, now: float) -> tuple[float, float]:
@@ -233,14 +232,16 @@ class Policy:
         return self._reopen(paused, now, advised=True)
 
     def end(self, session: str, now: float) -> list[Turn]:
-        """Advice: ``session`` will not be back.
+        """Advice: ``session`` will not be back. Its pins are void.
 
         Returns:
             Turns whose worth has changed.
         """
-        ended = [c for c in self.sessions.of_session(session) if not c.ended]
-        for conversation in ended:
-            conversation.ended = True
+        ended = []
+        for conversation in self.sessions.of_session(session):
+            if self.pins.drop(conversation) or not conversation.ended:
+                conversation.ended = True
+                ended.append(conversation)
         return self._reopen(ended, now, advised=True)
 
     def pin(self, session: str, now: float, seconds: float) -> list[Turn]:
@@ -255,7 +256,12 @@ class Policy:
         )
         if latest is None or latest.turn is None:
             return []
-        return [latest.turn] if self._pins.pin(latest.turn, now, seconds) else []
+        return [latest.turn] if self.pins.pin(latest.turn, now, seconds) else []
+
+    def unpin(self, now: float) -> None:
+        """All pins are void: what they held is gone."""
+        for turn in self.pins.clear():
+            self._shadow.reconsider(turn, now)
 
     def turn_at(self, mark: int) -> Turn | None:
         """The turn whose path ends with the block ``mark``, or nearly so.
@@ -326,7 +332,7 @@ class Policy:
         model.close_others(set(restored.pauses.values()), now)
         self.model, self.sessions, self._guarded = model, sessions, restored.guards
         self._curves = Curves(model)
-        self._pins.clear()
+        self.pins.clear()
         for guard, *_ in self._guards:
             guard.load(restored.guards)
 
@@ -376,15 +382,6 @@ class Policy:
             for turn in changed:
                 self._shadow.reconsider(turn, now)
         return changed
-
-
-def _place(begin: float, now: float) -> tuple[int, float]:
-    """Place in `AGES_S` of a pause's age, and until when it holds."""
-    place = bisect_right(AGES_S, now - begin)
-    until = begin + NEXT_S[place]
-    if until <= now:  # the sum was rounded
-        place, until = place + 1, begin + NEXT_S[place + 1]
-    return max(0, place - 1), until
 
 
 def _model(limits: PolicyLimits, seed: int) -> ReturnModel:

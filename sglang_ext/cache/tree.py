@@ -269,6 +269,13 @@ class ExtRadixCache(UnifiedRadixCache):
         self.tree_core.need_tokens = params.num_tokens
         return super()._evict(params, *args, **kwargs)
 
+    def reset(self) -> None:
+        """Empty the tree."""
+        super().reset()
+        policy = getattr(self, "policy", None)  # None while this is made
+        if policy is not None:
+            self._note("unpinned", policy.unpin, self.requests.clock())
+
     def shutdown(self) -> None:
         """The process ends."""
         super().shutdown()
@@ -404,7 +411,7 @@ class ExtRadixCache(UnifiedRadixCache):
             "host_leaves": 0 if index is None else len(index.host),
             "requests": len(self.requests),
             "regretted_tokens": self.regret.tokens,
-            "tokens": dict(self.totals),
+            "tokens": self._totals(),
             "moves": {**self.tree_core.counts, **self._disk_moves()},
         }
         if self._forgetting is not None:
@@ -413,6 +420,10 @@ class ExtRadixCache(UnifiedRadixCache):
         if self.policy is not None:
             shown["learned"] = self.policy.inspect()
         return shown
+
+    def _totals(self) -> dict[str, int]:
+        refused = 0 if self.policy is None else self.policy.pins.refused
+        return {**self.totals, **({"advice_pin_refused": refused} if refused else {})}
 
     def _disk_moves(self) -> dict[str, int]:
         """Tokens that were written to the third tier, and evicted from it."""
@@ -429,7 +440,7 @@ class ExtRadixCache(UnifiedRadixCache):
             self._learned.save(self.policy, now, busy=busy)
         if self._metrics is None:
             return
-        counts = {**self.totals, **self.tree_core.counts, **self._disk_moves()}
+        counts = {**self._totals(), **self.tree_core.counts, **self._disk_moves()}
         counts["missed"] = counts.get("asked", 0) - counts.get("hit", 0)
         counts["regretted"] = self.regret.tokens
         self._metrics.show(counts)

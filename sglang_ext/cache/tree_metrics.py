@@ -26,6 +26,7 @@ _MOVES = {
     "regretted": ("none", "regretted"),
 }
 _EVENTS = ("cuts", "refused", "own_walks", "lost")
+_ADVICE = ("pause", "resume", "end", "pin", "pin_refused")
 
 
 class TreeMetrics:
@@ -49,6 +50,11 @@ class TreeMetrics:
         self._events = Series(
             "sglang_ext:cache_steering", "Events of the steered tree.", [*names, "event"]
         )
+        self._advice = Series(
+            "sglang_ext:session_advice",
+            "Conversations that advice of clients was about, and pins that were refused.",
+            [*names, "action"],
+        )
         self._back = Gauge(
             "sglang_ext:session_back",
             "Share of sessions that are back within age_s after an answer that ended so.",
@@ -63,6 +69,8 @@ class TreeMetrics:
             self._add(self._tokens, counts, name, tier=tier, event=event)
         for name in _EVENTS:
             self._add(self._events, counts, name, event=name)
+        for action in _ADVICE:
+            self._add(self._advice, counts, f"advice_{action}", action=action)
 
     def _add(self, series: Any, counts: Mapping[str, int], name: str, **labels: str) -> None:
         more = counts.get(name, 0) - self._shown[name]

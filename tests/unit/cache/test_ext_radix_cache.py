@@ -86,6 +86,21 @@ def test_a_request_is_one_arrival_however_often_it_is_looked_up(time):
     assert made.cache.policy.inspect()["conversations"] == 1
 
 
+def test_a_flush_undoes_pins_and_refused_ones_are_shown(time):
+    made = ExtCache(tokens=1000, pin_share=0.05)
+    for number in range(2):
+        made.serve(made.request(f"r{number}", prompt(number, 40), {"session": f"s{number}"}))
+    first, second = made.cache.policy.sessions.latest(2)
+    sessions = first.session, second.session
+    assert [made.cache.advise("pin", session, 60.0) for session in sessions] == [1, 0]
+    assert made.cache.describe()["tokens"]["advice_pin_refused"] == 1
+    made.cache.reset()
+    made.allocator.clear()
+    assert made.cache.policy.worth(first.turn, time.now)[0] < inf
+    made.serve(made.request("r2", prompt(1, 40), {"session": "s1"}))
+    assert made.cache.advise("pin", sessions[1], 60.0) == 1
+
+
 def test_an_aborted_request_ends(time):
     made = ExtCache()
     req = made.request("a", prompt(1, 40))

@@ -208,6 +208,21 @@ def test_a_pin_follows_its_conversation_within_the_budget():
     assert policy.worth(third, 4.0)[0] < inf
 
 
+def test_an_end_undoes_the_pin_of_its_session():
+    policy = Policy(limits=PolicyLimits(pin_tokens=300))
+    policy.guard(1000)
+    first, _ = come(policy, 0.0, [1, 2, 3], session="a")
+    other, _ = come(policy, 0.0, [4, 5, 6], session="b")
+    for _ in range(2):  # also where it has ended before
+        assert policy.pin("a", 0.0, 100.0) == [first]
+        assert policy.pin("b", 0.0, 100.0) == []
+        assert policy.end("a", 1.0) == [first]
+        assert policy.worth(first, 1.0)[0] < inf
+    assert policy.end("a", 1.0) == []
+    assert policy.pin("b", 1.0, 100.0) == [other]
+    assert policy.pins.refused == 2
+
+
 def test_a_restart_goes_on_where_it_was():
     policy = Policy()
     now = live(policy)
