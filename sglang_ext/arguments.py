@@ -17,7 +17,7 @@ from typing import Any
 from sglang_ext.cache.folder import check_stores, hold, state_bytes
 from sglang_ext.cache.secret import folder_secret
 from sglang_ext.cache.settings import TreeSettings
-from sglang_ext.cache.state import STATE_NAME, check_state
+from sglang_ext.cache.state import STATE_NAME, check_state, set_damage_aside
 from sglang_ext.config import FLAGS, ExtConfig, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
 from sglang_ext.config.stock import check_conflicts, stock_settings
@@ -158,7 +158,9 @@ def _complete(
             check_stores(Path(config.cache.l3_dir))
         except StoreError as error:
             raise ConfigError(f"--ext-l3-dir: {error}") from None
-        check_state(Path(config.cache.l3_dir) / STATE_NAME)
+        state = Path(config.cache.l3_dir) / STATE_NAME
+        set_damage_aside(state)
+        check_state(state)
     if config.cache.steered:
         folder = config.cache.l3_dir
         secret = folder_secret(Path(folder)) if folder else secrets.token_bytes(16)

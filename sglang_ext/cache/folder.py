@@ -6,6 +6,7 @@
       server.lock        held by the server's first process for as long as it lives
       secret             keys what names prompts and sessions (`sglang_ext.cache.secret`)
       policy.state       what the policy has learned (`sglang_ext.cache.learned_file`)
+      policy.state.damaged  what was in its place and was no state, once there was
       rank-0/ rank-1/ …  one page store each (`sglang_ext.cache.store`)
 
 Everything else in it is somebody else's and is left alone.

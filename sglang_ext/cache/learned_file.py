@@ -39,6 +39,8 @@ def write_state(file: Path, state: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with os.fdopen(os.open(fresh, flags, 0o600), "wb") as stream:
         stream.write(state)
+        stream.flush()
+        os.fsync(stream.fileno())  # or a disk that loses power keeps the name and not the state
     fresh.replace(file)
 
 

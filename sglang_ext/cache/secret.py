@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sglang_ext.errors import ConfigError
 
-__all__ = ["folder_secret"]
+__all__ = ["folder_secret", "has_secret"]
 
 _BYTES = 16
 
@@ -32,6 +32,14 @@ def folder_secret(folder: Path) -> bytes:
         raise ConfigError(
             f"--ext-l3-dir: cannot use {path}: {error.strerror}", fix="remove that file"
         ) from None
+
+
+def has_secret(folder: Path) -> bool:
+    """Whether a server has used the folder: its secret is there, and whole."""
+    try:
+        return len(_read(folder / "secret")) == _BYTES
+    except (ConfigError, OSError):
+        return False
 
 
 def _read(path: Path) -> bytes:

@@ -9,15 +9,19 @@ Pure: neither torch nor SGLang is imported.
 
 import hashlib
 import json
+import logging
 import os
 import stat
 import struct
 from pathlib import Path
 from typing import Any
 
+from sglang_ext.cache.secret import has_secret
 from sglang_ext.errors import ConfigError, DamagedStateError, StateFormError
 
-__all__ = ["FORM", "STATE_NAME", "check_state", "from_bytes", "to_bytes"]
+__all__ = ["FORM", "STATE_NAME", "check_state", "from_bytes", "set_damage_aside", "to_bytes"]
+
+logger = logging.getLogger(__name__)
 
 # Name of the file in the folder of the third tier.
 STATE_NAME = "policy.state"
@@ -84,6 +88,33 @@ def check_state(file: Path, flag: str = "--ext-l3-dir") -> None:
             f"{flag}: {file} is not the state of a cache policy",
             fix="give another folder or name, or remove that file if it is nobody's",
         )
+
+
+def set_damage_aside(file: Path) -> None:
+    """Rename a file that is no state, in a folder of ours: the policy begins anew, nothing is lost.
+
+    Half a write leaves a state that is cut, a disk that lost power one of zeros.
+
+    Args:
+        file: in a folder that has the `secret` of a server, else it stays; need not be there.
+
+    Raises:
+        ConfigError: it cannot be renamed.
+    """
+    if not has_secret(file.parent) or file.is_symlink() or not file.is_file():
+        return  # `check_state` says what is wrong
+    aside = file.with_name(f"{file.name}.damaged")
+    try:
+        with file.open("rb") as state:
+            if _is_state(state.read(len(_MAGIC))):
+                return
+        file.replace(aside)
+    except OSError as error:
+        raise ConfigError(
+            f"--ext-l3-dir: {file} is damaged, and cannot be set aside: {error.strerror}",
+            fix="remove that file",
+        ) from None
+    logger.warning("The policy begins anew: %s is no state; it is now %s", file, aside)
 
 
 def _is_state(head: bytes) -> bool:

@@ -204,6 +204,18 @@ def test_second_server_on_a_folder_is_one_line_and_code_2(parser, model, tmp_pat
     assert f"{folder} is in use by the server with process id {os.getpid()}" in line
 
 
+def test_a_damaged_state_keeps_no_server_from_its_folder(parser, model, tmp_path, unlocked, capsys):
+    folder = tmp_path / "kv"
+    folder.mkdir(mode=0o700)
+    (folder / "policy.state").write_bytes(bytes(100))
+    argv = ["--model-path", model, "--ext-cache", "--ext-l3-dir", str(folder)]
+    line = refused(parser, [*argv, "--ext-l3-size", "1GB"], capsys)
+    assert "is not the state of a cache policy" in line, "no server was here"
+    (folder / "secret").write_bytes(bytes(16))
+    l3_settings(parser, model, folder)
+    assert (folder / "policy.state.damaged").read_bytes() == bytes(100)
+
+
 def test_hub_name_is_left_to_sglang(parser, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert parser.parse_args(["--model-path", "org/model", "--ext-cache"]).model_path == "org/model"

@@ -1,5 +1,6 @@
 """What was learned survives a restart."""
 
+import os
 import stat
 import threading
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from sglang_ext.cache.conversation import Stop
-from sglang_ext.cache.learned_file import LearnedFile
+from sglang_ext.cache.learned_file import LearnedFile, write_state
 from sglang_ext.cache.policy import Policy
+from sglang_ext.cache.secret import folder_secret
 from sglang_ext.cache.sessions import Arrival
-from sglang_ext.cache.state import check_state
+from sglang_ext.cache.state import check_state, set_damage_aside
 from sglang_ext.errors import ConfigError
 
 
@@ -104,3 +106,46 @@ def test_a_file_of_somebody_else_is_refused(tmp_path):
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="cannot use"):
         check_state(path)
+
+
+@pytest.mark.parametrize("garbage", [bytes(5000), b"\xff" * 10, b"my note"])
+def test_what_is_no_state_is_set_aside_where_a_server_was(tmp_path, garbage, caplog):
+    path, aside = tmp_path / "policy.state", tmp_path / "policy.state.damaged"
+    path.write_bytes(garbage)
+    set_damage_aside(path)
+    assert path.read_bytes() == garbage, "no server was here"
+    folder_secret(tmp_path)
+    set_damage_aside(path)
+    check_state(path)
+    assert aside.read_bytes() == garbage
+    assert not path.exists()
+    assert "begins anew" in caplog.text
+
+
+def test_what_may_be_a_state_stays(tmp_path):
+    folder_secret(tmp_path)
+    path = tmp_path / "policy.state"
+    set_damage_aside(path)
+    assert LearnedFile(path).close(taught(), 100.0)
+    for data in (path.read_bytes(), path.read_bytes()[:100], b""):
+        path.write_bytes(data)
+        set_damage_aside(path)
+        assert path.read_bytes() == data
+    path.unlink()
+    path.symlink_to(tmp_path / "secret")
+    set_damage_aside(path)
+    with pytest.raises(ConfigError, match="cannot use"):
+        check_state(path)
+
+
+def test_a_state_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "policy.state", []
+
+    def fsync(descriptor):
+        (fresh,) = tmp_path.iterdir()
+        synced.append((fresh.name != path.name, fresh.stat().st_size))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_state(path, b"x" * 100)
+    assert synced == [(True, 100)]
+    assert path.read_bytes() == b"x" * 100
