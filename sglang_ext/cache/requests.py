@@ -37,12 +37,14 @@ class Clock:
             says that it came. Empty: from the system, which differs between ranks.
 
     Attributes:
-        read: the system's time, in seconds.
+        read: the system's time, in seconds: as it was at the start and steady since, whatever the
+            system's clock is set to.
     """
 
     def __init__(self, heard: str = "") -> None:
         self._heard = heard
-        self.read: Callable[[], float] = time.time
+        begin = time.time() - time.monotonic()
+        self.read: Callable[[], float] = lambda: begin + time.monotonic()
         self._now: float | None = None
 
     def hear(self, carried: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from sglang_ext.cache.tree import tool_calls, writes_log
 def time(monkeypatch):
     """Seconds that the cache sees; set ``now``."""
     time = SimpleNamespace(now=1e6)
-    stub = SimpleNamespace(time=lambda: time.now)
+    stub = SimpleNamespace(time=lambda: time.now, monotonic=lambda: time.now)
     monkeypatch.setattr("sglang_ext.cache.requests.time", stub)
     monkeypatch.setattr("sglang_ext.cache.tree.time", stub)
     return time

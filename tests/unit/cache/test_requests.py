@@ -1,6 +1,7 @@
 """Requests of a server, as the policy and the log see them."""
 
 from array import array
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,6 +132,18 @@ def test_clock_never_goes_back():
     own = Clock()
     own.hear({"received": 4e8})
     assert own() > 1e9
+
+
+def test_the_system_clock_may_be_set_to_anything(monkeypatch):
+    system = SimpleNamespace(wall=1.7e9, steady=500.0)
+    stub = SimpleNamespace(time=lambda: system.wall, monotonic=lambda: system.steady)
+    monkeypatch.setattr(module, "time", stub)
+    own = Clock()
+    assert own() == 1.7e9
+    for wall in (3.9e9, 1.7e9, 0.0):
+        system.wall = wall
+        system.steady += 10.0
+        assert own() == 1.7e9 + system.steady - 500.0
 
 
 def test_told_time_counts_where_it_is_asked_for_alone(ended):
