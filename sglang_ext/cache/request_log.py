@@ -14,6 +14,7 @@ import queue
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 from sglang_ext.cache.conversation import STOP_NAMES, Stop
 from sglang_ext.cache.requests import Known
@@ -60,6 +61,10 @@ class RequestLog:
             self._lines.put_nowait((known, stop, output_tokens, now))
         except queue.Full:
             self.dropped += 1
+
+    def describe(self) -> dict[str, Any]:
+        """Counters as plain values."""
+        return {"written": self.written, "dropped": self.dropped, "full": self.full}
 
     def close(self) -> None:
         """Write what waits and end. Idempotent."""

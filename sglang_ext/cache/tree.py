@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sglang.srt.function_call.function_call_parser import FunctionCallParser
 from sglang.srt.mem_cache.registry import (
     TreeCacheBuildContext,
     create_unified_radix_cache,
@@ -25,12 +24,12 @@ from sglang.srt.mem_cache.registry import (
 )
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import resolve_tree_core_backend
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-from sglang.srt.runtime_context import get_memory, get_parallel
+from sglang.srt.runtime_context import get_parallel
 
 from sglang_ext.cache.advice import Advised
 from sglang_ext.cache.alike import AlikeRanks
 from sglang_ext.cache.carrier import carried_by
-from sglang_ext.cache.conversation import FEATURES, Stop
+from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.disk_order import DiskOrder
 from sglang_ext.cache.forgetting import Forgetting
 from sglang_ext.cache.hooks import disk_tier, set_tree
@@ -46,13 +45,13 @@ from sglang_ext.cache.ranks import Learned, Recency
 from sglang_ext.cache.regret import Regret
 from sglang_ext.cache.request_log import RequestLog
 from sglang_ext.cache.requests import Clock, Known, Requests
-from sglang_ext.cache.returns import fingerprint
+from sglang_ext.cache.server import learn_alike, tool_calls, unsupported, writes_log
 from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.steering import SteeredPythonCore, SteeredRustCore
 from sglang_ext.cache.stops import ToolCalls
 from sglang_ext.cache.tree_metrics import TreeMetrics
 
-__all__ = ["ExtRadixCache", "create", "create_core", "unsupported", "writes_log"]
+__all__ = ["ExtRadixCache", "create", "create_core"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,70 +74,11 @@ def create(settings: TreeSettings, ctx: TreeCacheBuildContext) -> Any:
     return create_unified_radix_cache(ctx, cache_class=make)
 
 
-def unsupported(ctx: TreeCacheBuildContext) -> str:
-    """Why this server's tree is not steered; empty where it is."""
-    memory = get_memory()
-    reasons = (
-        (ctx.disable_radix_cache, "there is no radix cache"),
-        (ctx.is_hybrid_swa, "the model has sliding windows, whose eviction asks nobody"),
-        (ctx.is_hybrid_ssm, "the model has recurrent layers, whose eviction asks nobody"),
-        (memory.enable_lmcache or memory.enable_flexkv, "another cache was asked for"),
-        (memory.enable_unified_cache_external_linker, "an external linker has no second tier"),
-        (memory.hicache_host_memory_mode == "buffer_only", "host memory is only a buffer"),
-        (ctx.params.enable_session_radix_cache, "--enable-session-radix-cache orders it"),
-        (
-            hasattr(ctx.params.req_to_token_pool, "req_to_c128_sidecar"),
-            "the model has side pools that are not known here",
-        ),
-    )
-    return next((why for holds, why in reasons if holds), "")
-
-
-def writes_log(parallel: Any) -> bool:
-    """Whether this process logs its requests: one of those that serve the same ones does.
-
-    With attention data parallelism the groups of a tensor-parallel server serve different ones.
-
-    Args:
-        parallel: SGLang's ranks of this process.
-    """
-    return bool(parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0)
-
-
 def create_core(params: Any, components: Any) -> Any:
     """SGLang's factory of a tree core; the Rust core wherever SGLang has one."""
     if resolve_tree_core_backend("rust", params) == "rust":
         return SteeredRustCore(params)
     return SteeredPythonCore(params, components)
-
-
-def tool_calls(parser: str, tokenizer: Any) -> ToolCalls:
-    """What tells an answer with a tool call, for SGLang's parser of that name."""
-    try:
-        detector = FunctionCallParser.ToolCallParserEnum[parser]()
-        marker = detector.bot_token
-        ids = tokenizer.encode(marker, add_special_tokens=False) if marker else []
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if parser:
-            logger.warning(
-                "The cache policy takes answers with tool calls for finished turns: parser %s: %r",
-                *(parser, error),
-            )
-        return ToolCalls()
-    if len(ids) == 1:
-        return ToolCalls(marker=ids)
-    return ToolCalls(is_call=detector.has_tool_call, decode=tokenizer.decode)
-
-
-def _learn_alike(ranks: AlikeRanks) -> bool:
-    """Whether all ranks would learn the same from the same requests."""
-    if not ranks or ranks.have_the_same(fingerprint(len(FEATURES))):
-        return True
-    logger.warning(
-        "The cache policy is LRU: the ranks of this server reckon differently (other processors, "
-        "or another numpy), so what each learned would differ"
-    )
-    return False
 
 
 class ExtRadixCache(UnifiedRadixCache):
@@ -158,7 +98,7 @@ class ExtRadixCache(UnifiedRadixCache):
         page = params.page_size
         policy = None
         block = -(-settings.block_tokens // page) * page
-        if settings.policy == "ext" and _learn_alike(ranks):
+        if settings.policy == "ext" and learn_alike(ranks):
             limits = PolicyLimits(pin_tokens=int(self.device_tokens * settings.pin_share))
             policy = Policy(limits=limits, block_tokens=block)
         told = settings.clock == "requests"
@@ -190,6 +130,8 @@ class ExtRadixCache(UnifiedRadixCache):
         self._metrics = (
             TreeMetrics(self.metrics_collector.labels) if params.enable_metrics else None
         )
+        if self._metrics is not None and policy is not None:
+            self._metrics.show_curves(policy.inspect()["curves"])
         self._ended_requests = 0
         self._forgetting: Forgetting | None = None
         self._learned: LearnedFile | None = None
@@ -419,6 +361,8 @@ class ExtRadixCache(UnifiedRadixCache):
             shown["disk"] = {"conversations": len(order), "trusted": order.trusted}
         if self.policy is not None:
             shown["learned"] = self.policy.inspect()
+        if self._log is not None:
+            shown["record"] = self._log.describe()
         return shown
 
     def _totals(self) -> dict[str, int]:

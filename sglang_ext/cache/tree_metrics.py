@@ -55,6 +55,11 @@ class TreeMetrics:
             "Conversations that advice of clients was about, and pins that were refused.",
             [*names, "action"],
         )
+        self._faults = Series(
+            "sglang_ext:cache_faults",
+            "Faults in the books of the cache policy; each cost a request its entry.",
+            names,
+        )
         self._back = Gauge(
             "sglang_ext:session_back",
             "Share of sessions that are back within age_s after an answer that ended so.",
@@ -62,6 +67,7 @@ class TreeMetrics:
             multiprocess_mode="mostrecent",
         )
         self._shown: Counter[str] = Counter()
+        self.show({})  # all series begin at nought: rates of what has never been are none
 
     def show(self, counts: Mapping[str, int]) -> None:
         """Add what has been counted since the last time."""
@@ -71,10 +77,11 @@ class TreeMetrics:
             self._add(self._events, counts, name, event=name)
         for action in _ADVICE:
             self._add(self._advice, counts, f"advice_{action}", action=action)
+        self._add(self._faults, counts, "faults")
 
     def _add(self, series: Any, counts: Mapping[str, int], name: str, **labels: str) -> None:
-        more = counts.get(name, 0) - self._shown[name]
-        if more > 0:
+        more = max(0, counts.get(name, 0) - self._shown[name])
+        if more or name not in self._shown:
             series.labels(**self._labels, **labels).inc(more)
             self._shown[name] += more
 

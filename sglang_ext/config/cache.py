@@ -146,7 +146,8 @@ FLAGS: tuple[Flag, ...] = (
         "--ext-cache-record",
         "record",
         "File to which a line for each request is appended: keyed marks of its prompt's blocks and "
-        "counts, no text. sglang-ext replay --record makes a trace of it. Default: none.",
+        "counts, no text. sglang-ext replay --record makes a trace of it. Marks are alike over "
+        "restarts with --ext-l3-dir; without it their key is new at each start. Default: none.",
         parse_file,
         "FILE",
     ),

@@ -9,8 +9,8 @@ from sglang.srt.runtime_context import derive_attention_ranks, derive_attn_tp_si
 from support.ext_cache import ExtCache
 
 from sglang_ext.cache.conversation import Stop
+from sglang_ext.cache.server import tool_calls, writes_log
 from sglang_ext.cache.shares import TENANTS
-from sglang_ext.cache.tree import tool_calls, writes_log
 
 
 @pytest.fixture
@@ -101,6 +101,15 @@ def test_a_flush_undoes_pins_and_refused_ones_are_shown(time):
     assert made.cache.advise("pin", sessions[1], 60.0) == 1
 
 
+def test_the_log_of_requests_is_shown(time, tmp_path):
+    made = ExtCache(record_file=str(tmp_path / "log"))
+    assert made.cache.describe()["record"] == {"written": 0, "dropped": 0, "full": False}
+    made.serve(made.request("a", prompt(1, 40)))
+    made.cache._log.close()
+    assert made.cache.describe()["record"] == {"written": 1, "dropped": 0, "full": False}
+    assert "record" not in ExtCache().cache.describe()
+
+
 def test_an_aborted_request_ends(time):
     made = ExtCache()
     req = made.request("a", prompt(1, 40))
@@ -160,7 +169,8 @@ def test_a_fault_in_the_books_does_not_reach_the_scheduler(time, monkeypatch, pa
 @pytest.mark.parametrize("part", ["_stop", "_count_hits", "_log"])
 def test_a_request_ends_whatever_fails_at_its_end(time, monkeypatch, part):
     made = ExtCache()
-    fails = SimpleNamespace(put=lambda *what: 1 / 0) if part == "_log" else lambda *what: 1 / 0
+    log = SimpleNamespace(put=lambda *what: 1 / 0, describe=dict)
+    fails = log if part == "_log" else lambda *what: 1 / 0
     monkeypatch.setattr(made.cache, part, fails)
     req = made.request("a", prompt(1, 40))
     made.arrive(req)
