@@ -11,7 +11,7 @@ from typing import Any
 
 from sglang_ext.cache.advice import Outbox, read_advice
 from sglang_ext.cache.carrier import ACTION, action, describe_request
-from sglang_ext.cache.probes import is_probe
+from sglang_ext.cache.probes import PROBE_PATHS, is_probe
 from sglang_ext.errors import AdviceError
 
 __all__ = ["PATHS", "add_routes", "carry_request"]
@@ -56,24 +56,27 @@ def carry_request(
     original: Callable[..., Any], manager: Any, obj: Any, request: Any = None, **kwargs: Any
 ) -> Any:
     """AROUND ``TokenizerManager.generate_request``: what is known of a request goes with it."""
-    if hasattr(obj, "kv_hints") and not is_probe(obj.rid):
-        obj.kv_hints = _with_ours(obj.kv_hints, request)
+    rid = getattr(obj, "rid", None)
+    named = any(map(is_probe, rid if isinstance(rid, list) else [rid]))
+    if hasattr(obj, "kv_hints") and not (named and _path(request).endswith(PROBE_PATHS)):
+        # A busy scheduler drops what is named like a health check, and advice with it.
+        obj.kv_hints = _with_ours(obj.kv_hints, request, advised=not named)
     return original(manager, obj, request, **kwargs)
 
 
-def _with_ours(hints: Any, request: Any) -> Any:
+def _with_ours(hints: Any, request: Any, *, advised: bool) -> Any:
     """A client's hints with our action in them, and nothing else under its name."""
     if isinstance(hints, list):
-        return [_with_ours(each, request) for each in hints]
+        return [_with_ours(each, request, advised=advised) for each in hints]
     envelope = _plain(hints)
     if envelope is None:  # not of the right form: SGLang says so
         return hints
     kept = _others(envelope)
-    return {**envelope, "actions": [*kept, action(_told(kept, request))]}
+    return {**envelope, "actions": [*kept, action(_told(kept, request, advised=advised))]}
 
 
-def _told(actions: list[Any], request: Any) -> dict[str, Any]:
-    """What the scheduler is told of a request, and the advice that goes along."""
+def _told(actions: list[Any], request: Any, *, advised: bool) -> dict[str, Any]:
+    """What the scheduler is told of a request, and the advice that goes along if it is to."""
     now = time.time()
     try:
         body = _body(request)
@@ -82,7 +85,7 @@ def _told(actions: list[Any], request: Any) -> dict[str, Any]:
     except Exception:  # no request is refused for what is learned of it
         logger.debug("A request was not described", exc_info=True)
         told = {"received": now}
-    advice = _outbox.take()
+    advice = _outbox.take() if advised else []
     if advice:
         told["advice"] = advice
     return told
@@ -126,15 +129,18 @@ def _payload(act: Mapping[str, Any]) -> Mapping[str, Any]:
     return payload if isinstance(payload, Mapping) else {}
 
 
+def _path(request: Any) -> str:
+    return getattr(getattr(request, "url", None), "path", "")
+
+
 def _headers(request: Any) -> Mapping[str, str]:
     return getattr(request, "headers", None) or {}
 
 
 def _body(request: Any) -> Mapping[str, Any]:
     """The body of a request to an OpenAI-compatible endpoint; FastAPI has read it by now."""
-    path = getattr(getattr(request, "url", None), "path", "")
     raw = getattr(request, "_body", None)
-    if not path.startswith("/v1/") or not raw:
+    if not _path(request).startswith("/v1/") or not raw:
         return {}
     body = json.loads(raw)
     return body if isinstance(body, Mapping) else {}

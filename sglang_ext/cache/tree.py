@@ -260,9 +260,9 @@ class ExtRadixCache(UnifiedRadixCache):
         known = self.requests.get(req.rid)
         if known is not None:
             return known
-        if req.finished() or is_probe(req.rid):
-            return None
         carried = carried_by(req.kv_hints)
+        if req.finished() or (is_probe(req.rid) and not carried):
+            return None
         known, changed = self.requests.arrive(
             req.rid,
             req.origin_input_ids,

@@ -57,10 +57,22 @@ def test_a_tenant_that_comes_after_many_others_has_its_share(time):
 
 def test_health_checks_are_not_learned_from(time):
     made = ExtCache()
-    probe = made.request(f"{HEALTH_CHECK_RID_PREFIX}_1", prompt(1, 40), {"session": "s"})
+    probe = made.request(f"{HEALTH_CHECK_RID_PREFIX}_1", prompt(1, 40))
+    probe.kv_hints = None  # nothing travels with it
     made.serve(probe)
     assert made.cache.policy.inspect()["conversations"] == 0
     assert made.cache.describe()["tokens"] == {}
+
+
+def test_a_client_that_names_its_request_like_a_health_check_has_books(time):
+    made = ExtCache()
+    rid = f"{HEALTH_CHECK_RID_PREFIX}_mine"
+    made.serve(made.request(rid, prompt(1, 40), {"received": 1.0}, cache_salt="mine"))
+    assert made.cache.policy.inspect()["conversations"] == 1
+    assert made.cache.describe()["tokens"]["asked"] == 40
+    tenants = {node.tenant for node in made.cache.tree_core.index.mirror}
+    made.serve(made.request("b", prompt(2, 40), {"received": 1.0}, cache_salt="mine"))
+    assert {node.tenant for node in made.cache.tree_core.index.mirror} == tenants
 
 
 def test_prompts_below_a_block_are_not_learned_from(time):

@@ -50,10 +50,28 @@ def forged(payload, **more):
 
 def test_a_health_check_carries_nothing(outbox):
     outbox.put("end", "s", 0.0)
-    probe = request(rid=f"{HEALTH_CHECK_RID_PREFIX}_1")
-    assert carry(probe, x_session_id="alice") == [{}]
+    for path in ("/health", "/health_generate", "/root/health"):
+        probe = request(rid=f"{HEALTH_CHECK_RID_PREFIX}_1")
+        assert carry(probe, path=path, x_session_id="alice") == [{}]
     told = carry(request())[0]
     assert [row[1:] for row in told["advice"]] == [["end", "s", 0.0]]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])
+def test_a_clients_own_id_makes_no_health_check(outbox, path):
+    outbox.put("end", "s", 0.0)
+    for rid in (f"{HEALTH_CHECK_RID_PREFIX}_1", [f"{HEALTH_CHECK_RID_PREFIX}_1"]):
+        tokens = [[1, 2]] if isinstance(rid, list) else [1, 2]
+        told = carry(request(rid=rid, input_ids=tokens), path=path, x_session_id="alice")[0]
+        assert "weak_session" in told
+        assert "advice" not in told, "a busy scheduler drops it"
+    assert "advice" in carry(request(), path=path)[0]
+
+
+def test_a_request_of_a_program_is_no_health_check(outbox):
+    obj = request(rid=f"{HEALTH_CHECK_RID_PREFIX}_1")
+    front.carry_request(lambda manager, sent, request: sent, None, obj, None)
+    assert obj.kv_hints
 
 
 def test_health_checks_are_known_by_their_ids():
