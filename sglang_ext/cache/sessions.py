@@ -44,7 +44,7 @@ class Arrival:
 
     Args:
         tokens: length of the prompt.
-        marks: one number a block, shallow first; may be empty.
+        marks: one number a block, shallow first; without any it continues nothing.
         session: what the client calls its session (`session_hint`), or None.
         agent: the client says that a sub-agent speaks.
         model: name of the model or adapter.
@@ -205,13 +205,6 @@ class Sessions:
             lost = conversation.blocks - depth - 1
             if lost <= _may_lose(conversation, arrival):
                 return conversation, lost <= 1 and conversation.stop != Stop.RUNNING
-        if marks or arrival.session is None:
-            return None, False
-        # Without marks a prompt that is not shorter is taken for the next turn of the latest one.
-        for number in reversed(self._sessions.get(arrival.session, ())):
-            conversation = self._all[number]
-            if conversation.agent == arrival.agent and arrival.tokens >= conversation.tokens:
-                return conversation, conversation.stop != Stop.RUNNING
         return None, False
 
     def _begin(self, arrival: Arrival, now: float, origin: Conversation | None) -> Conversation:

@@ -105,11 +105,14 @@ class Learned:
         self._turns: list[Turn | None] = [None] * len(order)
 
     def arrive(self, step: int, request: int, now: float) -> Iterable[int]:
-        """Tell the policy of this request."""
+        """Tell the policy of this request, as the server does: not of less than a block."""
+        marks = self._paths[request].tolist()
+        if not marks:
+            return ()
         session = self._sessions[request]
         arrival = Arrival(
             tokens=self._tokens[request],
-            marks=self._paths[request].tolist(),
+            marks=marks,
             session=str(session) if session >= 0 else None,
             agent=self._trace.agent[request],
             model=self._trace.model[request],

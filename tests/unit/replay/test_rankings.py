@@ -101,3 +101,12 @@ def test_conversations_of_agents_are_found_without_names():
             ranking.finish(step, now)
         assert len(policy.sessions) == 20
         assert policy.model.closed == len(one) - 20
+
+
+def test_prompts_below_a_block_are_told_to_nobody_as_in_the_server():
+    trace = made([-1, -1, 0], [0, 0, 2], [2, 0, 3], time_s=[0, 1, 2], session=[0, 0, 0])
+    for given in ({}, {"answer_s": [0.5] * 3, "answers": "pooled"}):
+        spy = Spy()
+        steps = run(trace, Learned(PromptTree.of(trace), trace, np.arange(3), spy), **given)
+        assert [row[1] for row in spy.told if row[0] == "arrive"] == [0.0, 2.0]
+        assert steps.caches[0].hit == 2
