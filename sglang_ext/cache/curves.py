@@ -8,8 +8,9 @@ from bisect import bisect_right
 from math import inf
 from typing import Any
 
+from sglang_ext.cache.ages import AGES, cold_value, hold_value
 from sglang_ext.cache.conversation import FEATURES, Stop
-from sglang_ext.cache.returns import AGES, ReturnModel, cold_value, hold_value
+from sglang_ext.cache.returns import ReturnModel
 
 __all__ = ["AGES_S", "COLD", "NEXT_S", "Curves", "place_of"]
 

@@ -27,18 +27,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AGES", "RING", "ReturnModel", "cold_value", "fingerprint", "hold_value"]
-
-Array = npt.NDArray[np.float64]
-
-# Left edges of the age bins in seconds: every second first, then 22 % apart up to about a day. More
-# bins cost 0.3 us each at the end of a request.
-AGES: Array = np.concatenate(
-    [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9.5, 11, 13, 15, 18], 21 * 1.22 ** np.arange(43)]
+from sglang_ext.cache.ages import (
+    AGES,
+    AT_RISK,
+    BASIS,
+    BASIS_32,
+    ENDS,
+    EVENT,
+    HATS,
+    LOOKED_AT,
+    PRIOR,
+    RAMPS,
+    Array,
+    hold_value,
 )
-_ENDS: Array = np.append(AGES[1:], AGES[-1] * 1.5)
-_WIDTHS: Array = _ENDS - AGES
-_HATS = 12
+
+__all__ = ["RING", "ReturnModel", "fingerprint"]
+
 _HIDDEN = 32
 
 # Pauses that are learned from. Default: 8192. Cost: 160 bytes each; fewer forget sooner.
@@ -64,77 +69,6 @@ _LEAST_AGE_S = 0.05
 _HALF_SEEN = 30.0
 
 
-def _hats() -> Array:
-    """Hat functions over log(age + 5 s), between 1 s and 8,000 s, `[hats, ages]`."""
-    where = np.log(AGES + 5.0)
-    centres = np.linspace(np.log(6.0), np.log(8_005.0), _HATS)
-    step = centres[1] - centres[0]
-    inside = np.clip(where, centres[0], centres[-1])
-    return np.asarray(np.maximum(0.0, 1.0 - np.abs(inside - centres[:, None]) / step))
-
-
-def _prior() -> Array:
-    """Log-odds of the hazard before anything is learned: P(longer than x) = (1 + x/20 s)^-0.7."""
-    hazard = 1.0 - ((AGES + 20.0) / (_ENDS + 20.0)) ** 0.7
-    return np.asarray(np.log(hazard / (1.0 - hazard)))
-
-
-_BASIS = _hats()
-# Ramps from nought to one, one at each hat: the level learned at one age holds for all older ones
-# until they say otherwise.
-_RAMPS: Array = np.cumsum(_BASIS[::-1], axis=0)[::-1]
-_PRIOR = _prior()
-
-
-def _tables() -> "tuple[npt.NDArray[np.float32], ...]":
-    """What pauses say of bins, by the number of bins that they outlasted.
-
-    Returns:
-        `[2 x (bins + 1), bins]`, open pauses first, then those that ended with a return: whether a
-        return in a bin was to be seen; whether it came. `[bins + 1, bins]`: whether a bin is
-        looked at from the one on that the row is of.
-    """
-    count = len(AGES)
-    outlasted, bins = np.arange(count + 1)[:, None], np.arange(count)
-    over = bins < outlasted
-    last = bins == np.minimum(outlasted, count - 1)
-    at_risk = np.concatenate([over, over | last])
-    event = np.concatenate([np.zeros_like(last), last])
-    looked_at = bins >= outlasted
-    return tuple(table.astype(np.float32) for table in (at_risk, event, looked_at))
-
-
-_AT_RISK, _EVENT, _LOOKED_AT = _tables()
-_BASIS_32: npt.NDArray[np.float32] = _BASIS.astype(np.float32)
-
-
-def hold_value(hazard: Array) -> Array:
-    """What holding one block is worth, by age: hits per block and second.
-
-    The Gittins index: the best, over all times to give up, of P(back by then) per second of
-    expected holding. With S(x) = P(longer than x) and I its integral, that is the steepest
-    descent of S over I from the age at hand; P(longer than the age) cancels.
-
-    Args:
-        hazard: `[ages]`, chance of a return in each bin.
-
-    Returns:
-        `[ages]`, 1/s, at the left edge of each bin.
-    """
-    survival = np.concatenate([[1.0], np.cumprod(1.0 - hazard)])
-    mean = (survival[1:] + survival[:-1]) / 2.0 * _WIDTHS
-    held = np.concatenate([[0.0], np.cumsum(mean)])
-    fall = survival[:-1, None] - survival[None, 1:]
-    time = held[None, 1:] - held[:-1, None]
-    slope = np.where(time > 0.0, fall / np.where(time > 0.0, time, 1.0), 0.0)
-    return np.asarray(slope.max(axis=1))
-
-
-def cold_value() -> Array:
-    """`[ages]`: `hold_value` before anything was learned; it falls with age."""
-    return hold_value(1.0 / (1.0 + np.exp(-_PRIOR)))
-
-
 class ReturnModel:
     """Learns return curves from pauses.
 
@@ -158,7 +92,7 @@ class ReturnModel:
         prior: Mapping[int, float] | None = None,
     ) -> None:
         self.features = features
-        self._direct = np.zeros((features, _HATS))
+        self._direct = np.zeros((features, HATS))
         for place, odds in (prior or {}).items():
             self._direct[place] = odds
         self._rng = np.random.default_rng(seed)
@@ -166,9 +100,9 @@ class ReturnModel:
         self._weights: list[Array] = [
             self._rng.normal(0.0, scale, (features, _HIDDEN)),
             self._rng.normal(0.0, 0.3, _HIDDEN),
-            np.zeros((_HIDDEN, _HATS)),
+            np.zeros((_HIDDEN, HATS)),
             self._direct.copy(),
-            np.zeros(_HATS),
+            np.zeros(HATS),
             np.zeros(len(AGES)),
         ]
         self._mean = [np.zeros_like(weight) for weight in self._weights]
@@ -257,7 +191,7 @@ class ReturnModel:
         Ages that hardly any pause has reached count for nothing, once anything was learned.
         """
         if not self.steps:
-            return np.asarray(1.0 / (1.0 + np.exp(-_PRIOR)))
+            return np.asarray(1.0 / (1.0 + np.exp(-PRIOR)))
         hazard = 1.0 / (1.0 + np.exp(-self._forward(x)[1]))
         return np.asarray(hazard * self._seen / (self._seen + _HALF_SEEN))
 
@@ -348,8 +282,8 @@ class ReturnModel:
     def _forward(self, x: npt.NDArray[Any]) -> tuple[Array, Array]:
         inner, inner_bias, outer, direct, level, fine = self._weights
         hidden = np.tanh(x @ inner + inner_bias)
-        common = _PRIOR + level @ _RAMPS + fine
-        odds = (hidden @ outer + x @ direct) @ _BASIS + common
+        common = PRIOR + level @ RAMPS + fine
+        odds = (hidden @ outer + x @ direct) @ BASIS + common
         return hidden, np.clip(odds, -13.8, 13.8)
 
     def _step(self, now: float) -> None:
@@ -366,13 +300,13 @@ class ReturnModel:
         inner, inner_bias, outer, direct, level, fine = self._weights
         outer_32 = outer.astype(np.float32)
         hidden = np.tanh(x @ inner.astype(np.float32) + inner_bias.astype(np.float32))
-        common = (_PRIOR + level @ _RAMPS + fine).astype(np.float32)
-        odds = (hidden @ outer_32 + x @ direct.astype(np.float32)) @ _BASIS_32 + common
+        common = (PRIOR + level @ RAMPS + fine).astype(np.float32)
+        odds = (hidden @ outer_32 + x @ direct.astype(np.float32)) @ BASIS_32 + common
         np.clip(odds, -13.8, 13.8, out=odds)
         weight = self._weight[rows]
         at_risk *= (weight / weight.sum()).astype(np.float32)[:, None]
         error = (np.float32(1.0) / (np.float32(1.0) + np.exp(-odds)) - event) * at_risk
-        at_hats = error @ _BASIS_32.T
+        at_hats = error @ BASIS_32.T
         at_ages = error.sum(axis=0)
         at_hidden = at_hats @ outer_32.T * (np.float32(1.0) - hidden * hidden)
         shrink = max(_SHRINK, _PRIOR_PAUSES / self.opened)
@@ -381,7 +315,7 @@ class ReturnModel:
             at_hidden.sum(axis=0),
             hidden.T @ at_hats + shrink * outer,
             x.T @ at_hats + shrink * (direct - self._direct),
-            _RAMPS @ at_ages + shrink * level,
+            RAMPS @ at_ages + shrink * level,
             at_ages + _FINE_SHRINK * fine,
         )
         self._move(slopes)
@@ -392,9 +326,9 @@ class ReturnModel:
         """`[rows, ages]`: whether a return in a bin was to be seen; whether it came, if so."""
         age = self._age[rows]
         age = np.where(np.isnan(age), now - self._begin[rows], age)
-        row = np.searchsorted(_ENDS, age, side="right") + len(_AT_RISK) // 2 * self._back[rows]
+        row = np.searchsorted(ENDS, age, side="right") + len(AT_RISK) // 2 * self._back[rows]
         entered = np.searchsorted(AGES, self._entered[rows], side="left")
-        return _AT_RISK[row] * _LOOKED_AT[entered], _EVENT[row]
+        return AT_RISK[row] * LOOKED_AT[entered], EVENT[row]
 
     def _move(self, slopes: tuple[Array, ...]) -> None:
         self.steps += 1

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ext.cache.returns import AGES, ReturnModel, hold_value
+from sglang_ext.cache.ages import AGES, hold_value
+from sglang_ext.cache.returns import ReturnModel
 
 ENDS = np.append(AGES[1:], AGES[-1] * 1.5)
 
