@@ -66,6 +66,11 @@ class Journal:
         self._torn = 0
 
     @property
+    def waits(self) -> bool:
+        """Whether records are in memory that no ``write`` has taken to the disk."""
+        return bool(self._pending)
+
+    @property
     def lost(self) -> bool:
         """Whether records may be missing on disk, and no checkpoint is known that has them."""
         return self._losses != self._covered

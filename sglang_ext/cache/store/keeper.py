@@ -197,9 +197,21 @@ class Keeper:
             self._write_journal()
         except OSError as error:
             self._writing.failed(error)
-            self.catalog.refuse(len(done), "disk")
+            self.catalog.take_back(done, "disk")
             return []
         return done
+
+    def catch_up(self) -> bool:
+        """Write down what could not be before; False where the disk still does not take it.
+
+        Asked before a batch is planned, so that nothing is evicted for pages that would be refused.
+        """
+        try:
+            self._write_journal()
+        except OSError as error:
+            self._writing.failed(error)
+            return False
+        return True
 
     def sync(self) -> None:
         """Make everything so far durable. Raises ``OSError`` where the disk does not."""

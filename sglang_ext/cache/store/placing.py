@@ -97,6 +97,16 @@ class PlacingCatalog(Catalog):
             segments = {page.segment for page in plan.accepted}
             return done, [s for s in segments if s.gone and not s.users]
 
+    def take_back(self, pages: Sequence[Planned], why: str) -> None:
+        """Pages that were made resident, and that the journal did not take: they are refused."""
+        with self.lock:
+            for page in reversed(pages):
+                row = self.index.rows.get(page.offer.key, NO_ROW)
+                if row != NO_ROW and self.index.location[row] == page.location:
+                    self._record(Record(RecordKind.DROP, page.offer.key))
+                    self._remove(row)
+            self.refused[why] += len(pages)
+
     def can_prepare(self, slot_bytes: int, slots: int) -> bool:
         """Whether fewer than ``slots`` are free, and the capacity has room for more."""
         with self.lock:

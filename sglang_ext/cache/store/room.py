@@ -45,6 +45,7 @@ class Room:
         self._health = health
         self._one = threading.Lock()
         self._grow_in = 0
+        self._refused = False
 
     def grow(self, slot_bytes: int, seen_slots: int) -> None:
         """Make a segment, in room that there is or in that of another slot size's segment.
@@ -149,6 +150,7 @@ class Room:
             if failure is not None:
                 raise failure
             self._grow_in = 0
+            self._refused = False
             self._catalog.may_grow = True
 
     def synced(self) -> None:
@@ -156,14 +158,23 @@ class Room:
         if self._grow_in:
             self._grow_in -= 1
             self._catalog.may_grow = not self._grow_in
+            self._refused = self._refused and bool(self._grow_in)
 
     def _grow(self, slot_bytes: int) -> None:
         with self._catalog.lock:
             can_grow = self._catalog.can_grow(slot_bytes)
         if not can_grow:
+            if self._refused and self._catalog.segments.slots:
+                return  # the disk gave no segment for the room of the last one: keep the others
             stalest = self._catalog.stalest_segments(slot_bytes)
             if stalest:
-                self._retire(stalest[0])
+                try:
+                    self._retire(stalest[0])
+                except OSError as error:
+                    self._refused = True
+                    self._stop_growing()
+                    self._health.failed(error)
+                    return
             elif self._catalog.segments.slots:
                 return  # where there are none the disk is asked as often as `Health` allows
         self._try_to_make(slot_bytes)
@@ -174,6 +185,7 @@ class Room:
             if not self._make(slot_bytes):
                 self._stop_growing()
         except OSError as error:
+            self._refused = True
             self._stop_growing()
             if self._catalog.segments.slots:
                 self._health.count(error)
@@ -241,9 +253,11 @@ class Room:
         unused = self._catalog.retire(segment)
         if unused is None:
             return
-        self._files.remove(segment.number)
-        if unused:
-            self._files.close(segment)
+        try:
+            self._files.remove(segment.number)
+        finally:
+            if unused:
+                self._files.close(segment)
 
     def _stop_growing(self) -> None:
         self._catalog.may_grow = False

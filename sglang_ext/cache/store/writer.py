@@ -67,6 +67,9 @@ class Writer:
         sources: list[list[Bytes]],
         deadline: float,
     ) -> set[int]:
+        if not self._catch_up(deadline):
+            self._catalog.refuse(len(offers), "disk")
+            return set()
         plan = self._catalog.plan(offers)
         resident = set(plan.resident)
         self._make_room(plan, deadline)
@@ -101,6 +104,17 @@ class Writer:
             self.counts["bytes"] += sum([offer.payload_bytes for offer in written])
             resident.update([offer.number for offer in written])
         return resident
+
+    def _catch_up(self, deadline: float) -> bool:
+        """Have the journal written where an earlier call could not; a worker does it."""
+        if not self._keeper.journal.waits:
+            return True
+        done: list[bool] = []
+        if not self._engine.call(
+            lambda: done.append(self._keeper.catch_up()), "write", deadline
+        ):
+            self._health.failed(None)
+        return done == [True]
 
     def _prepare(self, slot_bytes: int, slots: int) -> None:
         """Have segments made for the next call while this one is written: it will be as large."""
