@@ -5,6 +5,7 @@ and written outside of it: a disk that hangs must not hold up a lookup. A file i
 when it is made; a full one ends with a record that names the next.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -68,7 +69,7 @@ class Journal:
     @property
     def waits(self) -> bool:
         """Whether records are in memory that no ``write`` has taken to the disk."""
-        return bool(self._pending)
+        return bool(self._pending) or self._torn > self._covered
 
     @property
     def lost(self) -> bool:
@@ -104,6 +105,14 @@ class Journal:
         """
         with self._guard:
             self._write()
+
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[Callable[[bytes], bool]]:
+        """For the time of a ``with`` nobody writes: tells of a key whether its page is on disk."""
+        with self._guard:
+            torn = self._torn > self._covered
+            waiting = {record.key for record in self._pending if record.kind == RecordKind.PUT}
+            yield lambda key: not torn and key not in waiting
 
     def position(self) -> tuple[int, int]:
         """Generation and number of the next record, once what was added is written.

@@ -197,8 +197,8 @@ class Keeper:
             self._write_journal()
         except OSError as error:
             self._writing.failed(error)
-            self.catalog.take_back(done, "disk")
-            return []
+            with self.journal.standing() as is_written:
+                return self.catalog.take_back(done, is_written, "disk")
         return done
 
     def catch_up(self) -> bool:

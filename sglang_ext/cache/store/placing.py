@@ -97,15 +97,36 @@ class PlacingCatalog(Catalog):
             segments = {page.segment for page in plan.accepted}
             return done, [s for s in segments if s.gone and not s.users]
 
-    def take_back(self, pages: Sequence[Planned], why: str) -> None:
-        """Pages that were made resident, and that the journal did not take: they are refused."""
+    def take_back(
+        self, pages: Sequence[Planned], is_written: Callable[[bytes], bool], why: str
+    ) -> list[Planned]:
+        """Refuse pages that were made resident and that the journal did not take.
+
+        One that another call has put children under since stays: who writes next writes it down.
+
+        Args:
+            pages: parents first.
+            is_written: whether the journal has taken a page by now; nobody writes it meanwhile.
+            why: for the counter.
+
+        Returns:
+            Pages that were written down after all.
+        """
         with self.lock:
+            written = [page for page in pages if is_written(page.offer.key)]
+            kept = {page.location for page in written}
             for page in reversed(pages):
                 row = self.index.rows.get(page.offer.key, NO_ROW)
-                if row != NO_ROW and self.index.location[row] == page.location:
+                if (
+                    page.location not in kept
+                    and row != NO_ROW
+                    and self.index.location[row] == page.location
+                    and self.index.child[row] == NO_ROW
+                ):
                     self._record(Record(RecordKind.DROP, page.offer.key))
                     self._remove(row)
-            self.refused[why] += len(pages)
+            self.refused[why] += len(pages) - len(written)
+            return written
 
     def can_prepare(self, slot_bytes: int, slots: int) -> bool:
         """Whether fewer than ``slots`` are free, and the capacity has room for more."""

@@ -110,9 +110,7 @@ class Writer:
         if not self._keeper.journal.waits:
             return True
         done: list[bool] = []
-        if not self._engine.call(
-            lambda: done.append(self._keeper.catch_up()), "write", deadline
-        ):
+        if not self._engine.call(lambda: done.append(self._keeper.catch_up()), "write", deadline):
             self._health.failed(None)
         return done == [True]
 

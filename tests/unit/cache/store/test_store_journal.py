@@ -133,6 +133,7 @@ def test_records_are_not_replayed_without_those_that_were_not_taken(folder, jour
     with pytest.raises(JournalFullError, match="missing"):
         journal.write()
     losses = journal.renew()
+    assert journal.waits, "what was not taken is not on disk before a checkpoint is"
     journal.add(drop(5))
     with pytest.raises(JournalFullError, match="missing"):
         journal.write()
