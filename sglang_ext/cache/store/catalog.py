@@ -161,9 +161,14 @@ class Catalog:
                 row = segment.rows[slot]
                 if row != NO_ROW:
                     self.evicted += self._remove(row)
-            self.segments.remove(segment)
+            self.segments.leave(segment)
             self._record(Record(RecordKind.SEGMENT, segment=segment.number))
             return not segment.users
+
+    def left(self, number: int) -> None:
+        """The file of a segment that was forgotten is removed."""
+        with self.lock:
+            self.segments.left(number)
 
     def shorten(self, segment: Segment, slots: int) -> None:
         """Forget the slots from ``slots`` on, with their pages and what descends from those.
@@ -188,7 +193,7 @@ class Catalog:
             for row in [row for row in self.index.rows.values() if self.index.depth[row] == 0]:
                 self._remove(row)
             for segment in segments:
-                self.segments.remove(segment)
+                self.segments.leave(segment)
             self._record(Record(RecordKind.CLEAR))
             return [(segment, not segment.users) for segment in segments]
 

@@ -127,15 +127,9 @@ class Keeper:
         self.journal = Journal(self.folder, self._journal_bytes, self._want_checkpoint)
         undo.callback(self.journal.close)
         self.catalog = PlacingCatalog(self.recovered.index, segments, hours, self.journal.add, seen)
-        self._room = Room(self.catalog, self.files, self.space, self._writing)
+        self._room = Room(self.catalog, self.files, self.space, self._writing, self._write_journal)
         self._has_shrunk = self._room.fit()
-        try:
-            self._begin()
-        except OSError as error:
-            # Others have taken the room of checkpoint and journal; what is ours is in segments.
-            if error.errno not in _FULL or not self._room.give_one(str(error)):
-                raise
-            self._begin()
+        self._begin_in_room()
         for name, what in self.recovered.damage:
             logger.warning("page store: %s: %s", name, what)
         logger.info(
@@ -145,8 +139,23 @@ class Keeper:
             self.recovered.how,
         )
 
+    def _begin_in_room(self) -> None:
+        """Begin. On a full disk files are cut before the checkpoint; then one segment goes."""
+        # Others have taken the room of checkpoint and journal; what is ours is in segments.
+        for give in (lambda why: self._room.trim(), self._room.give_one):
+            try:
+                self._begin()
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                give(str(error))
+            else:
+                return
+        self._begin()
+
     def _begin(self) -> None:
         self._tidy()
+        self._room.trim()
         self.journal.begin(self.recovered.journal)
 
     def _tidy(self) -> None:
@@ -181,7 +190,7 @@ class Keeper:
         Raises:
             OSError: the disk failed; all that could be done is done.
         """
-        self._room.clear(self._write_journal)
+        self._room.clear()
 
     def give_up(self, plan: Plan) -> None:
         """Nothing of a plan is written."""

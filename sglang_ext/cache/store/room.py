@@ -34,15 +34,24 @@ class Room:
     Args:
         catalog, files, space: of the store.
         health: counts what the disk refuses.
+        write: writes the journal. A segment's file goes after its record is written, so that no
+            journal lists pages of a file that is gone.
     """
 
     def __init__(
-        self, catalog: PlacingCatalog, files: SegmentFiles, space: Space, health: Health
+        self,
+        catalog: PlacingCatalog,
+        files: SegmentFiles,
+        space: Space,
+        health: Health,
+        write: Callable[[], None],
     ) -> None:
         self._catalog = catalog
         self._files = files
         self._space = space
         self._health = health
+        self._write = write
+        self._cut: list[Segment] = []
         self._one = threading.Lock()
         self._grow_in = 0
         self._refused = False
@@ -77,23 +86,22 @@ class Room:
         if not self._one.acquire(blocking=False):
             return
         try:
-            segment = self._catalog.idle_segment()
+            segment = self._catalog.idle_segment() if self._let_go() else None
             if segment is not None:
-                self._retire(segment)
+                self._forget(segment)
+                self._let_go()
         finally:
             self._one.release()
 
     def fit(self) -> bool:
-        """Give room back until the store fits a capacity that became smaller.
+        """Choose what goes until the store fits a capacity that became smaller.
 
         First the ends of segments that no page is in; then those that were used least recently, the
-        last of them only as far as needed. Called while the store is opened.
+        last of them only as far as needed. Called while the store is opened; the files are as they
+        were until ``trim``, which comes after the checkpoint.
 
         Returns:
             Whether anything went.
-
-        Raises:
-            OSError: a file could not be shortened or removed.
         """
         segments = self._catalog.segments
         slots = segments.slots
@@ -119,34 +127,44 @@ class Room:
             slots,
         )
         self._catalog.shorten(segment, slots)
-        self._files.shorten(segment)
+        self._cut.append(segment)
 
-    def give_one(self, why: str) -> bool:
-        """Give the segment back that was used least recently; False where there is none."""
+    def trim(self) -> None:
+        """Shorten and remove the files of what goes. Called while the store is opened.
+
+        Raises:
+            OSError: the disk does not do it.
+        """
+        for segment in self._cut:
+            if segment.gone:
+                self._files.remove(segment.number)
+            else:
+                self._files.shorten(segment)
+        self._cut.clear()
+
+    def give_one(self, why: str) -> None:
+        """Give the segment back that was used least recently. Called while the store is opened.
+
+        Raises:
+            OSError: the disk does not do it.
+        """
         for segment in self._catalog.stalest_segments(NO_ROW)[:1]:
             self._give(segment, why)
-            return True
-        return False
+            self.trim()
 
-    def clear(self, write: Callable[[], None]) -> None:
+    def clear(self) -> None:
         """Drop all pages and remove all segments.
-
-        Args:
-            write: writes the journal, after the pages are dropped and before files go.
 
         Raises:
             OSError: what failed first; the rest is done all the same.
         """
         with self._one:
             gone = self._catalog.clear()
-            failure = _failure(write)
             for segment, unused in gone:
-                failed = _failure(self._files.remove, segment.number)
-                failure = failure or failed
                 if unused:
                     self._files.close(segment)
-            failed = _failure(self._files.sync_names)
-            failure = failure or failed
+            failures = _failure(self._write), self._remove_files(), _failure(self._files.sync_names)
+            failure = next(filter(None, failures), None)
             if failure is not None:
                 raise failure
             self._grow_in = 0
@@ -166,14 +184,10 @@ class Room:
         if not can_grow:
             if self._refused and self._catalog.segments.slots:
                 return  # the disk gave no segment for the room of the last one: keep the others
-            stalest = self._catalog.stalest_segments(slot_bytes)
+            stalest = self._catalog.stalest_segments(slot_bytes) if self._let_go() else []
             if stalest:
-                try:
-                    self._retire(stalest[0])
-                except OSError as error:
-                    self._refused = True
-                    self._stop_growing()
-                    self._health.failed(error)
+                self._forget(stalest[0])
+                if not self._let_go():
                     return
             elif self._catalog.segments.slots:
                 return  # where there are none the disk is asked as often as `Health` allows
@@ -247,17 +261,41 @@ class Room:
 
     def _give(self, segment: Segment, why: str) -> None:
         logger.warning("page store: segment %d goes: %s", segment.number, why)
-        self._retire(segment)
+        self._forget(segment)
+        self._catalog.left(segment.number)  # nothing is made before its file is gone
+        self._cut.append(segment)
 
-    def _retire(self, segment: Segment) -> None:
-        unused = self._catalog.retire(segment)
-        if unused is None:
-            return
-        try:
-            self._files.remove(segment.number)
-        finally:
-            if unused:
-                self._files.close(segment)
+    def _forget(self, segment: Segment) -> None:
+        if self._catalog.retire(segment):
+            self._files.close(segment)
+
+    def _let_go(self) -> bool:
+        """Remove the files of segments that are forgotten; False where the disk keeps one.
+
+        Then no other segment is forgotten before that one is gone.
+        """
+        if not self._catalog.segments.leaving:
+            return True
+        failure = _failure(self._write) or self._remove_files()
+        if failure is None:
+            return True
+        if not self._refused:
+            logger.warning(
+                "page store: no segment can be removed: %s; older pages go instead", failure
+            )
+        self._refused = True
+        self._stop_growing()
+        self._health.count(failure)
+        return False
+
+    def _remove_files(self) -> OSError | None:
+        failure = None
+        for number in list(self._catalog.segments.leaving):
+            failed = _failure(self._files.remove, number)
+            if failed is None:
+                self._catalog.left(number)
+            failure = failure or failed
+        return failure
 
     def _stop_growing(self) -> None:
         self._catalog.may_grow = False

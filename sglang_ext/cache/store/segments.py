@@ -138,13 +138,15 @@ class Segment:
 class Segments:
     """All segments and the allocation of slots. Not thread-safe: the catalog's lock is held.
 
-    ``taken`` are numbers whose files are not ours.
+    ``taken`` are numbers whose files are not ours. ``leaving`` are segments that are forgotten and
+    whose files are not removed yet: number and charge.
     """
 
     def __init__(self, space: Space) -> None:
         self.space = space
         self.by_number: dict[int, Segment] = {}
         self.taken: set[int] = set()
+        self.leaving: dict[int, int] = {}
         self.slots = 0
         self.charged_bytes = 0
         self._kinds: list[int] = []
@@ -199,10 +201,20 @@ class Segments:
         self.charged_bytes -= segment.charge_bytes
         self._opened(segment.slot_bytes).pop(segment.number, None)
 
+    def leave(self, segment: Segment) -> None:
+        """Forget a segment; its number and its charge are kept until ``left``."""
+        self.remove(segment)
+        self.leaving[segment.number] = segment.charge_bytes
+        self.charged_bytes += segment.charge_bytes
+
+    def left(self, number: int) -> None:
+        """The file of a segment that was leaving is gone."""
+        self.charged_bytes -= self.leaving.pop(number)
+
     def next_number(self) -> int:
-        """The smallest number that neither a segment has nor a file of somebody else."""
+        """The smallest number that no segment has, nor a file that is there."""
         number = 1
-        while number in self.by_number or number in self.taken:
+        while number in self.by_number or number in self.taken or number in self.leaving:
             number += 1
         return number
 
@@ -281,7 +293,7 @@ class Segments:
                     f"and listed is {listed}"
                 )
         slots = sum(segment.slots for segment in self)
-        charged = sum(segment.charge_bytes for segment in self)
+        charged = sum(segment.charge_bytes for segment in self) + sum(self.leaving.values())
         if (slots, charged) != (self.slots, self.charged_bytes):
             raise StoreError(f"slots and charges {slots}, {charged} do not add up")
         if charged + self.space.reserved_bytes(slots) > self.space.capacity_bytes:
