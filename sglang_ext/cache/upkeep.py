@@ -26,6 +26,7 @@ from sglang_ext.cache.store import Finding, PageStore, StoreOptions, verify_stor
 from sglang_ext.cache.store.disk import OPEN_FLAGS, RealDisk
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.index import Index
+from sglang_ext.cache.store.segment_files import UNFINISHED
 from sglang_ext.cache.store.segments import Segments
 from sglang_ext.cache.store.survey import survey
 from sglang_ext.errors import ConfigError, StoreError
@@ -147,7 +148,12 @@ def resident(folder: StoreFolder, *, in_use: bool) -> Resident:
     for _ in range(_LOOKS):
         with survey(folder, direct=False, threads=0 if in_use else _SCAN_THREADS) as found:
             if not in_use or found.recovered.how in ("journal", "clean", "new"):
-                unusable = [f"{folder.segment_path(n)}: {why}" for n, why in found.unusable]
+                gone = found.recovered.gone
+                unusable = [
+                    f"{folder.segment_path(number)}: {why}"
+                    for number, why in found.unusable
+                    if why != UNFINISHED or number in gone
+                ]
                 return Resident(found.recovered.index, found.segments, unusable)
         time.sleep(0.2)
     raise StoreError(f"{folder.path} is being written too fast to be looked at; try again")
@@ -175,20 +181,24 @@ def verify(store: Path, on_page: OnPage | None = None) -> list[Finding]:
     """Read every page of a store and compare it; nothing is changed.
 
     Returns:
-        What is damaged. What a server that was killed explains is logged, by its number alone.
+        What is damaged. What a server that was killed explains is logged.
 
     Raises:
         StoreError: a server uses it, or it is none.
     """
     findings = _findings(store, on_page)
     damaged = [finding for finding in findings if not finding.explained]
-    if explained := len(findings) - len(damaged):
+    explained = [finding for finding in findings if finding.explained]
+    if pages := sum(bool(finding.key) for finding in explained):
         logger.warning(
             "%s: %d pages were evicted and overwritten while the server was killed; they are "
             "misses, and no sign of a bad disk",
             store,
-            explained,
+            pages,
         )
+    for finding in explained:
+        if not finding.key:
+            logger.warning("%s: %s: %s", store, finding.file, finding.what)
     return damaged
 
 

@@ -13,13 +13,15 @@ from sglang_ext.cache.store.format import BLOCK_BYTES, SegmentHeader
 from sglang_ext.cache.store.mending import is_ours, mended
 from sglang_ext.cache.store.segments import Segment, Space
 
-__all__ = ["FOREIGN", "UNKNOWN", "SegmentFiles", "aligned_block"]
+__all__ = ["FOREIGN", "UNFINISHED", "UNKNOWN", "SegmentFiles", "aligned_block"]
 
 logger = logging.getLogger(__name__)
 
 # What is wrong with a segment that is whole, and not ours to remove.
 FOREIGN = "it belongs to another store"
 UNKNOWN = "it is no segment of a page store"
+# What a process that ended while it made a segment leaves: nothing, or zeros.
+UNFINISHED = "it was being made"
 
 
 def aligned_block(size_bytes: int = BLOCK_BYTES) -> memoryview:
@@ -160,6 +162,8 @@ class SegmentFiles:
             read_fully(disk, file, page, BLOCK_BYTES)
             header = mended(block, page, self._folder.store_id, number, size)
             if header is None:
+                if not any(block) and not any(page):
+                    return None, UNFINISHED
                 wrong = self._wrong(None, number, size)
                 return None, wrong if is_ours(block, page) else UNKNOWN
             self.mended.append(number)

@@ -9,7 +9,7 @@ from sglang_ext.cache.store.disk import Disk, RealDisk, read_fully
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import PageHeader
 from sglang_ext.cache.store.index import Index
-from sglang_ext.cache.store.segment_files import aligned_block
+from sglang_ext.cache.store.segment_files import UNFINISHED, aligned_block
 from sglang_ext.cache.store.segments import Segment, Segments, locate
 from sglang_ext.cache.store.survey import survey
 from sglang_ext.cache.store.transfer import mismatch
@@ -79,7 +79,9 @@ def _verify(
     with survey(store, direct=True, threads=16) as found:
         gone = found.recovered.gone
         for number, why in found.unusable:
-            yield _lost(store, number, why, gone.pop(number, 0))
+            pages = gone.pop(number, 0)
+            explained = why == UNFINISHED and not pages and found.recovered.how != "clean"
+            yield _lost(store, number, why, pages, explained=explained)
         for number, pages in gone.items():
             why = "it was cut" if number in found.segments.by_number else "it is gone"
             yield _lost(store, number, why, pages)
@@ -91,8 +93,14 @@ def _verify(
         yield from _pages(store, disk, index, segments, on_page, was_killed=was_killed)
 
 
-def _lost(store: StoreFolder, number: int, why: str, pages: int) -> Finding:
-    return Finding(_name(store, number), "", f"{why}, and {pages} pages with it" if pages else why)
+def _lost(
+    store: StoreFolder, number: int, why: str, pages: int, *, explained: bool = False
+) -> Finding:
+    if pages:
+        why += f", and {pages} pages with it"
+    if explained:
+        why += " while the writer was killed, no damage"
+    return Finding(_name(store, number), "", why, explained)
 
 
 def _pages(

@@ -4,7 +4,7 @@ import errno
 import json
 
 import pytest
-from support.store_crash import crash
+from support.store_crash import crash, killed_when
 from support.store_pages import chain, options, write
 
 from sglang_ext.cache import upkeep
@@ -128,3 +128,28 @@ def test_a_page_in_the_place_of_another_is_damage_in_a_store_that_was_closed(fol
         file.seek(4096)
         file.write(page)
     assert len(upkeep.verify(folder)) == 1
+
+
+@pytest.mark.parametrize("when", ["allocate", "write"])
+def test_a_kill_while_a_segment_is_made_is_no_damage(tmp_path, disk, when, caplog):
+    with PageStore(tmp_path / "s", options(), disk=disk) as store:
+        assert all(write(store, KEYS[:5]))
+        copy = killed_when(
+            disk,
+            tmp_path / "s",
+            lambda what, path: what == when and path.suffix == ".seg" and "1" not in path.name,
+            lambda: write(store, chain("large", 3), 30_000),
+        )
+    [finding] = verify_store(copy)
+    assert (finding.file, finding.explained) == ("segments/000002.seg", True)
+    assert upkeep.verify(copy) == []
+    assert "it was being made while the writer was killed" in caplog.text
+    assert upkeep.look(copy).problem == ""
+
+
+def test_a_segment_of_zeros_that_had_pages_is_damage(folder):
+    path = folder / "segments/000001.seg"
+    path.write_bytes(bytes(path.stat().st_size))
+    damaged = upkeep.verify(folder)
+    assert any("pages with it" in finding.what for finding in damaged)
+    assert upkeep.look(folder).problem
