@@ -67,7 +67,8 @@ class Replay:
         index: changed in place.
         segments: changed in place.
         hours: gets what was written in which hour.
-        on_segment: called with number and slot size of a segment that is made or (0) goes.
+        on_segment: called with number and slot size of a segment that is made or (0) goes; with
+            number 0 after all went, those included whose files are not there.
     """
 
     def __init__(
@@ -165,6 +166,8 @@ class Replay:
             self.empty(segment)
             if self._on_segment is not None:
                 self._on_segment(segment.number, 0)
+        if self._on_segment is not None:
+            self._on_segment(0, 0)
 
     def _touch(self, record: Record) -> None:
         row = self.index.rows.get(record.key, NO_ROW)
@@ -232,6 +235,8 @@ def _changed(
 ) -> None:
     """A record says that a segment was made or removed, so its pages were dropped knowingly."""
     gone.pop(number, None)
+    if not number:
+        gone.clear()
     if tell is not None:
         tell(number, slot_bytes)
 

@@ -147,6 +147,13 @@ def test_a_kill_while_a_segment_is_made_is_no_damage(tmp_path, disk, when, caplo
     assert upkeep.look(copy).problem == ""
 
 
+def test_a_kill_after_the_store_was_cleared_is_no_damage(folder):
+    store = PageStore(folder, options())
+    store.clear()
+    crash(store)
+    assert list(verify_store(folder)) == []
+
+
 def test_a_segment_of_zeros_that_had_pages_is_damage(folder):
     path = folder / "segments/000001.seg"
     path.write_bytes(bytes(path.stat().st_size))
