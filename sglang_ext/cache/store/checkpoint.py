@@ -102,14 +102,19 @@ def read_checkpoint(
     """Header and body of a checkpoint; None where it is damaged or another store's."""
     with folder.opened(folder.checkpoint_path(generation), os.O_RDONLY) as file:
         size = folder.disk.stat(file).st_size
-        data = memoryview(bytearray(size))
-        got = read_fully(folder.disk, file, data, 0)
-    header = CheckpointHeader.unpack(data[:BLOCK_BYTES])
-    body = data[BLOCK_BYTES:got]
-    if header is None or (header.store, header.generation) != (folder.store_id, generation):
-        return None
-    if len(body) != header.body_bytes or len(body) != header.rows * ROW_BYTES:
-        return None
+        block = memoryview(bytearray(BLOCK_BYTES))
+        got = read_fully(folder.disk, file, block, 0)
+        header = CheckpointHeader.unpack(block[:got])
+        if header is None or (header.store, header.generation) != (folder.store_id, generation):
+            return None
+        # Compared before memory is asked for: a file may have any length.
+        if header.body_bytes != header.rows * ROW_BYTES:
+            return None
+        if header.body_bytes != size - BLOCK_BYTES:
+            return None
+        body = memoryview(bytearray(header.body_bytes))
+        if read_fully(folder.disk, file, body, BLOCK_BYTES) != len(body):
+            return None
     if xxhash.xxh3_128_digest(body) != header.body_check:
         return None
     return header, body

@@ -263,6 +263,7 @@ class JournalReader:
 
     def __init__(self, folder: StoreFolder, generation: int) -> None:
         self.generation = generation
+        self._file_bytes = 0
         self._disk = folder.disk
         self._file = folder.open(folder.journal_path(generation), os.O_RDONLY)
         header = bytearray(JOURNAL_HEADER_BYTES)
@@ -276,13 +277,12 @@ class JournalReader:
             raise
 
     def records(self, first: int) -> Iterator[tuple[int, Record | None]]:
-        """Numbers and records from ``first`` to the end of the file; None: not whole."""
-        size = self._disk.stat(self._file).st_size - JOURNAL_HEADER_BYTES
+        """Numbers and records from ``first`` to the end of the journal; None: not whole."""
         buffer = memoryview(bytearray(64 * 1024))
         number = first
-        while number * RECORD_BYTES < size:
-            offset = JOURNAL_HEADER_BYTES + number * RECORD_BYTES
-            got = read_fully(self._disk, self._file, buffer, offset)
+        while (offset := JOURNAL_HEADER_BYTES + number * RECORD_BYTES) < self._file_bytes:
+            most = self._file_bytes - offset
+            got = read_fully(self._disk, self._file, buffer[:most], offset)
             for start in range(0, got - RECORD_BYTES + 1, RECORD_BYTES):
                 data = buffer[start : start + RECORD_BYTES]
                 yield number, Record.unpack(data, number, self.generation)
@@ -295,6 +295,7 @@ class JournalReader:
             return "has a damaged header"
         if header[:2] != (store, self.generation):
             return "is another journal under this name"
+        self._file_bytes = header.file_bytes
         size = self._disk.stat(self._file).st_size
         return "" if size >= header.file_bytes else f"was cut to {size} bytes"
 

@@ -1,11 +1,13 @@
 """Opening what was damaged, swapped or belongs to another store: never a wrong byte."""
 
+import os
 import shutil
 
 import pytest
 from support.store_crash import crash
 from support.store_pages import chain, options, read, reopened, write
 
+from sglang_ext.cache import upkeep
 from sglang_ext.cache.store import PageStore, verify_store
 from sglang_ext.cache.store import format as f
 from sglang_ext.cache.store.options import MIB
@@ -39,6 +41,18 @@ def test_a_truncated_checkpoint_leads_to_a_scan(closed, length):
     path.write_bytes(path.read_bytes()[:length])
     with reopened(closed, "scan") as store:
         assert all(read(store, KEYS))
+
+
+def test_a_checkpoint_of_any_length_leads_to_a_scan(closed):
+    path = next(closed.glob("index-*.ckpt"))
+    for size_bytes in (path.stat().st_size + 1, 1 << 40):
+        copy = closed.with_name(str(size_bytes))
+        shutil.copytree(closed, copy)
+        os.truncate(copy / path.name, size_bytes)
+        assert {finding.file for finding in verify_store(copy)} == {path.name, "journal"}
+        assert upkeep.look(copy).problem == ""
+        with reopened(copy, "scan") as store:
+            assert all(read(store, KEYS))
 
 
 @pytest.mark.parametrize("position", [0, 9, 13, 29, 37])

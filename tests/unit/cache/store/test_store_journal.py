@@ -1,6 +1,7 @@
 """The journal: records in order, files of a fixed size, at most two of them."""
 
 import errno
+import itertools
 import os
 
 import pytest
@@ -140,6 +141,17 @@ def test_records_are_not_replayed_without_those_that_were_not_taken(folder, jour
     journal.forget_before(2, losses)
     journal.write()
     assert written(folder, 2) == [drop(5)]
+
+
+def test_a_reader_reads_as_far_as_the_header_says(folder, journal):
+    journal.add(drop(1))
+    journal.write()
+    os.truncate(folder.journal_path(1), 1 << 40)
+    reader = JournalReader(folder, 1)
+    read = list(itertools.islice(reader.records(0), 20))
+    reader.close()
+    assert read[:2] == [(0, drop(1)), (1, None)]
+    assert len(read) == RECORDS
 
 
 def test_a_reader_that_cannot_read_leaves_nothing_open(folder, journal, disk):
