@@ -4,6 +4,7 @@ Threads with ``preadv``/``pwritev``: the kernel, the hash and large copies run w
 a worker takes one operation from the disk to the caller's memory without another hand-over.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-__all__ = ["Batch", "Engine", "Operation", "Urgency"]
+__all__ = ["Batch", "Engine", "EngineClosedError", "Operation", "Urgency"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,10 @@ Urgency = Literal["read", "ahead", "write"]
 
 # How long after a read more of them are expected.
 _READS_ABOUT_S = 1.0
+
+
+class EngineClosedError(Exception):
+    """Nothing is queued any more: nobody would do it."""
 
 
 class Operation(Protocol):
@@ -110,9 +115,15 @@ class Engine:
             thread.start()
 
     def submit(self, operations: list[Operation], urgency: Urgency) -> None:
-        """Queue operations; never blocks."""
+        """Queue operations; never blocks.
+
+        Raises:
+            EngineClosedError: the engine was closed, and none is queued.
+        """
         queue = {"read": self._reads, "ahead": self._ahead, "write": self._writes}[urgency]
         with self._changed:
+            if self._closed:
+                raise EngineClosedError
             if urgency != "write":
                 self._no_read_since = time.monotonic()
             queue.extend(operations)
@@ -128,14 +139,19 @@ class Engine:
             return True
 
     def call(self, action: Callable[[], None], urgency: Urgency, deadline: float) -> bool:
-        """Let a worker do ``action``; False where it has not come back by ``deadline``."""
+        """Let a worker do ``action``; False where it has not come back by ``deadline``.
+
+        Raises:
+            EngineClosedError: the engine was closed, and nobody will do it.
+        """
         batch = Batch(1)
         self.submit([_Call(action, batch)], urgency)
         return batch.wait(deadline)
 
     def start(self, action: Callable[[], None], urgency: Urgency) -> None:
-        """Let a worker do ``action`` some time."""
-        self.submit([_Call(action, Batch(1))], urgency)
+        """Let a worker do ``action`` some time; nobody does once the engine is closed."""
+        with contextlib.suppress(EngineClosedError):
+            self.submit([_Call(action, Batch(1))], urgency)
 
     def close(self, deadline: float) -> bool:
         """End the workers once the queues are empty; False where one hangs at ``deadline``."""

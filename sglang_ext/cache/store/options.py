@@ -4,9 +4,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+from sglang_ext.cache.store.format import KEY_BYTES
 from sglang_ext.errors import ConfigError
 
-__all__ = ["MIB", "Buffer", "Page", "StoreOptions", "StoreStats"]
+__all__ = [
+    "MIB",
+    "Buffer",
+    "Page",
+    "StoreOptions",
+    "StoreStats",
+    "check_keys",
+    "check_namespace",
+]
 
 MIB = 1 << 20
 # Below this the fixed files would take most of what was given.
@@ -137,3 +146,16 @@ class StoreStats:
     def to_json(self) -> dict[str, object]:
         """The same as plain values for ``json.dumps``."""
         return asdict(self)
+
+
+def check_namespace(namespace: bytes) -> None:
+    """Raise ``ValueError`` where that cannot be a namespace."""
+    if len(namespace) != KEY_BYTES:
+        raise ValueError(f"a namespace has {KEY_BYTES} bytes; this one has {len(namespace)}")
+
+
+def check_keys(keys: Sequence[bytes]) -> None:
+    """Raise ``ValueError`` where one of them cannot be a key."""
+    for key in keys:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"a key has {KEY_BYTES} bytes; this one has {len(key)}")

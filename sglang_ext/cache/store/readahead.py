@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk
-from sglang_ext.cache.store.engine import Engine
+from sglang_ext.cache.store.engine import Engine, EngineClosedError
 from sglang_ext.cache.store.format import BLOCK_BYTES
 from sglang_ext.cache.store.plan import Found
 from sglang_ext.cache.store.staging import Block, Bytes, Staging, copy_out
@@ -163,6 +163,7 @@ class ReadAhead:
             run = staged.run
         if not run.arrived.is_set() and self._engine.cancel_ahead(run):
             self._cancel(run)
+            staged.done()
             return None
         with self._guard:
             self.used_pages += 1
@@ -195,8 +196,15 @@ class ReadAhead:
                 keys.extendleft(reversed(late))
                 if late:
                     break
-        if submitted:
+        if not submitted:
+            return
+        try:
             self._engine.submit(list(submitted), "ahead")
+        except EngineClosedError:
+            with self._guard:
+                self._prefixes.clear()
+            for run in submitted:
+                self._cancel(run)
 
     def expire(self) -> None:
         """Give up what nobody has taken for too long, and what has not even arrived."""
@@ -241,7 +249,7 @@ class ReadAhead:
         return [key for number, key in enumerate(keys) if number in numbers]
 
     def _cancel(self, run: AheadRun) -> None:
-        """A run that no worker has begun with: its pages are read directly instead."""
+        """A run that no worker has begun with: its pages are not there for anybody."""
         with self._guard:
             others = [page for page in run.pages if self._staged.get(page.key) is not None]
             others = [page for page in others if self._staged[page.key].run is run]
@@ -250,7 +258,7 @@ class ReadAhead:
             self.pages -= len(run.pages)
         self._finished(run.pages, (), 0, None)
         run.arrived.set()  # another reader may have taken a page of it, and waits for it
-        run.let_go(len(others) + 2)  # the page that was asked for and the operation itself, too
+        run.let_go(len(others) + 1)  # the operation itself, too
 
     def _freed(self, run: AheadRun) -> None:
         with self._guard:

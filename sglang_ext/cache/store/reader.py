@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk
-from sglang_ext.cache.store.engine import Batch, Engine, Operation
+from sglang_ext.cache.store.engine import Batch, Engine, EngineClosedError, Operation
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.options import StoreOptions
 from sglang_ext.cache.store.plan import Found
@@ -131,7 +131,11 @@ class Reader:
             DirectRun(self._disk, self._staging, part, self._finished, reading, batch)
             for part in parts
         ]
-        self._engine.submit(operations, "read")
+        try:
+            self._engine.submit(operations, "read")
+        except EngineClosedError:
+            self._release(found, [])
+            return Batch(0)
         return batch
 
     def _wait(self, batch: Batch, deadline: float) -> None:

@@ -15,12 +15,19 @@ from sglang_ext.cache.store.admission import SeenTwice, WriteHours
 from sglang_ext.cache.store.advice import EvictionAdvice
 from sglang_ext.cache.store.catalog import Catalog
 from sglang_ext.cache.store.disk import Disk, RealDisk
-from sglang_ext.cache.store.engine import Engine
+from sglang_ext.cache.store.engine import Engine, EngineClosedError
 from sglang_ext.cache.store.follower import Follower
-from sglang_ext.cache.store.format import KEY_BYTES, NO_KEY, slot_bytes_of
+from sglang_ext.cache.store.format import NO_KEY, slot_bytes_of
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.keeper import Keeper
-from sglang_ext.cache.store.options import Buffer, Page, StoreOptions, StoreStats
+from sglang_ext.cache.store.options import (
+    Buffer,
+    Page,
+    StoreOptions,
+    StoreStats,
+    check_keys,
+    check_namespace,
+)
 from sglang_ext.cache.store.plan import Offer
 from sglang_ext.cache.store.reader import Reader
 from sglang_ext.cache.store.staging import Bytes, Staging, flat
@@ -137,7 +144,7 @@ class PageStore:
             keys: of a chain, from its root or from any page on.
             read_ahead: begin to read those pages, because ``read`` will ask for them soon.
         """
-        _check_keys(keys)
+        check_keys(keys)
         if self._closed:
             return 0
         self._catch_up()
@@ -148,7 +155,7 @@ class PageStore:
 
     def resident(self, keys: Sequence[bytes]) -> list[bool]:
         """Which of ``keys`` are resident, whatever chains they are of. Waits as ``prefix`` does."""
-        _check_keys(keys)
+        check_keys(keys)
         if self._closed:
             return [False] * len(keys)
         self._catch_up()
@@ -173,8 +180,8 @@ class PageStore:
         Raises:
             ValueError: lengths differ, or a buffer cannot be used.
         """
-        _check_namespace(namespace)
-        _check_keys(keys)
+        check_namespace(namespace)
+        check_keys(keys)
         if len(keys) != len(targets):
             raise ValueError(f"{len(keys)} keys and targets for {len(targets)} pages")
         memory = [[flat(buffer) for buffer in pieces] for pieces in targets]
@@ -199,11 +206,11 @@ class PageStore:
             ValueError: a key, namespace or buffer cannot be used (a key of zeros means that there
                 is no page), or a page is larger than a quarter of the staging memory.
         """
-        _check_namespace(namespace)
+        check_namespace(namespace)
         keys = [page.key for page in pages]
         parents = [page.parent for page in pages if page.parent is not None]
-        _check_keys(keys)
-        _check_keys(parents)
+        check_keys(keys)
+        check_keys(parents)
         if NO_KEY in keys or NO_KEY in parents:
             raise ValueError("a key of zeros means that there is no page; give the page another")
         sources: list[list[Bytes]] = []
@@ -227,13 +234,13 @@ class PageStore:
 
     def touch(self, key: bytes) -> None:
         """A page was used elsewhere: it and its ancestors are evicted later. Does not block."""
-        _check_keys([key])
+        check_keys([key])
         if not self._closed:
             self._catalog.touch(key)
 
     def drop(self, key: bytes) -> None:
         """Forget a page and its descendants, as if it had not matched when it was read."""
-        _check_keys([key])
+        check_keys([key])
         if self._keeper is not None and not self._closed:
             self._catalog.drop(key, "asked")
 
@@ -277,7 +284,12 @@ class PageStore:
 
         if not keeper.turn.acquire(timeout=self._options.stall_s):
             raise StoreError("the page store was not cleared: the disk hangs")
-        if not self._engine.call(clear, "write", deadline):
+        try:
+            came_back = self._engine.call(clear, "write", deadline)
+        except EngineClosedError:  # by another thread, since this call began
+            keeper.turn.release()
+            return
+        if not came_back:
             self._writing.failed(None)
             raise StoreError("the page store is not cleared yet: the disk hangs")
         if failures:
@@ -288,10 +300,7 @@ class PageStore:
         catalog, keeper, reader = self._catalog, self._keeper, self._reader
         written = self._writer.counts if self._writer else Counter()
         parts = [reader.health, self._writing]
-        if self._follower is not None:
-            parts.append(self._follower.health)
-        if keeper is not None:
-            parts.append(keeper.health)
+        parts += [part.health for part in (self._follower, keeper) if part is not None]
         with catalog.lock:
             return StoreStats(
                 pages=len(catalog.index),
@@ -387,14 +396,3 @@ def _leave_all() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_all)
-
-
-def _check_namespace(namespace: bytes) -> None:
-    if len(namespace) != KEY_BYTES:
-        raise ValueError(f"a namespace has {KEY_BYTES} bytes; this one has {len(namespace)}")
-
-
-def _check_keys(keys: Sequence[bytes]) -> None:
-    for key in keys:
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"a key has {KEY_BYTES} bytes; this one has {len(key)}")

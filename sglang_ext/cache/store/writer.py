@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from sglang_ext.cache.store.disk import Disk
-from sglang_ext.cache.store.engine import Batch, Engine, Operation
+from sglang_ext.cache.store.engine import Batch, Engine, EngineClosedError, Operation
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.keeper import Keeper
 from sglang_ext.cache.store.options import StoreOptions
@@ -57,6 +57,9 @@ class Writer:
             return set()
         try:
             return self._write(namespace, offers, sources, deadline)
+        except EngineClosedError:  # by another thread, since this call began
+            self._catalog.refuse(len(offers), "disk")
+            return set()
         finally:
             self._keeper.turn.release()
 
@@ -71,6 +74,15 @@ class Writer:
             self._catalog.refuse(len(offers), "disk")
             return set()
         plan = self._catalog.plan(offers)
+        try:
+            return self._carry_out(plan, namespace, sources, deadline)
+        except EngineClosedError:
+            self._keeper.give_up(plan)
+            return set()
+
+    def _carry_out(
+        self, plan: Plan, namespace: bytes, sources: list[list[Bytes]], deadline: float
+    ) -> set[int]:
         resident = set(plan.resident)
         self._make_room(plan, deadline)
         if not plan.accepted:

@@ -159,3 +159,35 @@ def test_closing_twice_is_closing_once(tmp_path):
     with PageStore(tmp_path / "s", options()):
         store.close()
         assert in_use(tmp_path / "s")
+
+
+@pytest.mark.parametrize("call", ["read", "prefix", "write", "grow", "clear"])
+def test_a_call_that_a_close_overtakes_returns_at_once(tmp_path, monkeypatch, call):
+    """It has seen an open store, and goes on when the store is closed."""
+    store = PageStore(tmp_path / "s", options(stall_s=20.0))
+    write(store, KEYS)
+    calls = {
+        "read": (store._catalog, "find", lambda: not any(read(store, KEYS))),
+        "prefix": (store._catalog, "find", lambda: store.prefix(KEYS, read_ahead=True) == 20),
+        "write": (store._catalog, "plan", lambda: not any(write(store, chain("b", 3)))),
+        "grow": (store._catalog, "plan", lambda: not any(write(store, chain("b", 3), 30_000))),
+        "clear": (store._reader.ahead, "forget", lambda: store.clear() is None),
+    }
+    where, name, act = calls[call]
+    original = getattr(where, name)
+
+    def close_first(*arguments):
+        monkeypatch.undo()
+        store.close()
+        return original(*arguments)
+
+    monkeypatch.setattr(where, name, close_first)
+    begin = time.monotonic()
+    assert act()
+    assert time.monotonic() - begin < 10
+    assert store.stats().errors == {}
+    assert not store._catalog.index.pins
+    assert not any(segment.users for segment in store._catalog.segments)
+    assert store._staging.free_bytes() == store._staging.size_bytes
+    with PageStore(tmp_path / "s", options()) as store:
+        assert all(read(store, KEYS))

@@ -3,7 +3,9 @@
 import threading
 import time
 
-from sglang_ext.cache.store.engine import Batch, Engine
+import pytest
+
+from sglang_ext.cache.store.engine import Batch, Engine, EngineClosedError
 
 
 class Job:
@@ -123,3 +125,16 @@ def test_a_queued_read_ahead_can_be_taken_back():
     gate.set()
     assert engine.close(later(5))
     assert not ran
+
+
+def test_a_closed_engine_refuses_at_once():
+    engine = Engine(2)
+    assert engine.close(later(5))
+    begin = time.monotonic()
+    for urgency in ("read", "ahead", "write"):
+        with pytest.raises(EngineClosedError):
+            engine.submit([Job(lambda: None)], urgency)
+        with pytest.raises(EngineClosedError):
+            engine.call(lambda: None, urgency, later(5))
+    engine.start(lambda: None, "write")
+    assert time.monotonic() - begin < 1
