@@ -57,7 +57,7 @@ class PageStore:
     """
 
     def __init__(self, folder: Path, options: StoreOptions, *, disk: Disk | None = None) -> None:
-        self._start(Path(folder), options, disk or RealDisk(), writer=True)
+        self._start(Path(folder).absolute(), options, disk or RealDisk(), writer=True)
 
     @classmethod
     def follow(
@@ -74,7 +74,7 @@ class PageStore:
         """
         store = cls.__new__(cls)
         store._start(  # noqa: SLF001 - a second constructor
-            Path(folder), options, disk or RealDisk(), writer=False
+            Path(folder).absolute(), options, disk or RealDisk(), writer=False
         )
         return store
 

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,3 +221,24 @@ def test_a_key_of_zeros_is_refused(store):
     for page in (Page(bytes(32), None, [b"x"]), Page(KEYS[0], bytes(32), [b"x"])):
         with pytest.raises(ValueError, match="zeros"):
             store.write(NAMESPACE, [page])
+
+
+def test_a_relative_folder_is_the_one_that_it_was(tmp_path, monkeypatch):
+    """Though the process goes to another folder, where there is a store of the same name."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    with PageStore(tmp_path / "there/s", options()) as other:
+        assert all(write(other, chain("other", 5)))
+    monkeypatch.chdir(tmp_path / "here")
+    with PageStore(Path("s"), options()) as store:
+        assert all(write(store, chain("a", 5)))
+        view = PageStore.follow(Path("s"), options())
+        monkeypatch.chdir(tmp_path / "there")
+        assert all(write(store, chain("b", 5), 30_000))
+        store.flush()
+        assert view.prefix(chain("b", 5)) == 5
+        view.close()
+    for name, keys in (("here", ["a", "b"]), ("there", ["other"])):
+        with PageStore(tmp_path / name / "s", options()) as store:
+            assert store.stats().recovery == "clean"
+            assert [store.prefix(chain(key, 5)) for key in keys] == [5] * len(keys)
