@@ -68,7 +68,7 @@ class WriteHours:
             self.restore_hour(hour - age, size_bytes)
 
     def _turn(self) -> None:
-        hour = int(self._clock() // _HOUR_S)
+        hour = max(0, int(self._clock() // _HOUR_S))  # the disk has no hours before 1970
         if self._hour - hour >= DAY_HOURS:  # years ahead, say: what was written counts as now
             self._hour = hour
         passed = min(max(hour - self._hour, 0), DAY_HOURS)  # set back by less: hours stand still

@@ -235,7 +235,7 @@ class WriteJob:
     batch: Batch
     commit: Callable[[Sequence[Planned]], None]
     failed: Callable[[OSError], None]
-    written_us: int = field(default_factory=lambda: time.time_ns() // 1000)
+    written_us: int = field(default_factory=lambda: max(0, time.time_ns() // 1000))
     written: list[Planned] = field(default_factory=list)
     left: int = 0
     guard: threading.Lock = field(default_factory=threading.Lock)

@@ -1,10 +1,14 @@
 """A daily budget that rolls, and a filter that lets through what comes again."""
 
 import struct
+import time
 
 import pytest
+from support.store_pages import chain, options, read, write
 
+from sglang_ext.cache.store import PageStore
 from sglang_ext.cache.store.admission import SeenTwice, TouchBudget, WriteHours
+from sglang_ext.cache.store.options import MIB
 
 HOUR = 3600
 
@@ -70,6 +74,16 @@ def test_a_clock_that_is_set_back_forgets_nothing():
     assert hours.left_bytes() == 59
 
 
+def test_a_clock_before_1970_is_at_its_beginning():
+    hours = WriteHours(100, Clock(-500.0))
+    hours.add(40)
+    hour, data = hours.pack()
+    assert hour == 0
+    after = WriteHours(100, Clock(-500.0))
+    after.unpack(hour, data)
+    assert after.left_bytes() == 60
+
+
 @pytest.mark.parametrize("back", [5, 500])
 def test_a_clock_that_was_set_back_still_lets_hours_pass(back):
     clock = Clock()
@@ -123,3 +137,16 @@ def test_touches_that_are_not_written_are_saved_up_to_a_quarter_of_a_journal():
     assert budget.take(3, 400) == 3
     now[0] += 10**6
     assert budget.take(10**6, 400) == 100
+
+
+def test_a_clock_before_1970_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time_ns", lambda: -(10**18))
+    monkeypatch.setattr(time, "time", lambda: -(10.0**9))
+    with PageStore(tmp_path / "s", options(write_limit_bytes_per_day=MIB)) as store:
+        assert all(write(store, chain("a", 5)))
+        store.flush()
+        assert all(read(store, chain("a", 5)))
+    monkeypatch.undo()
+    with PageStore(tmp_path / "s", options()) as store:
+        assert store.stats().recovery == "clean"
+        assert all(read(store, chain("a", 5)))
