@@ -72,6 +72,7 @@ class Cleaned:
 
     removed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)  # abandoned, and not ours alone
+    errors: list[dict[str, str]] = field(default_factory=list)  # stores that cannot be used
     dropped_pages: int = 0
     evicted_pages: int = 0
     freed_bytes: int = 0
@@ -227,7 +228,6 @@ def clean(
 
     Raises:
         ConfigError: a server uses the folder, or it holds no store.
-        StoreError: a store cannot be used.
     """
     cleaned = Cleaned()
     stores = stores_in(folder)
@@ -243,7 +243,10 @@ def clean(
         if stores != [folder]:
             _remove_left_over(folder)
         for store in stores:
-            _clean_store(store, share, cleaned, on_page)
+            try:
+                _clean_store(store, share, cleaned, on_page)
+            except (StoreError, OSError) as error:
+                cleaned.errors.append({"store": store.name, "error": str(error)})
         cleaned.freed_bytes = max(0, before - sum(map(_disk_bytes, stores)))
     finally:
         if lock is not None:
@@ -297,5 +300,5 @@ def _clean_store(
 def _disk_bytes(store: Path) -> int:
     try:
         return StoreFolder(store, RealDisk(), writer=False).allocated_bytes()
-    except FileNotFoundError:
+    except (StoreError, OSError):  # not there, or not to be used
         return 0

@@ -91,8 +91,7 @@ def verify(folder: Path, json_file: Path | None) -> None:
                 errors.append({"store": store.name, "error": str(error)})
     checked = sum(pages.values())
     _print_findings(findings)
-    for one in errors:
-        click.echo(f"{one['store']}: {one['error']}", err=True)
+    _print_errors(errors)
     click.echo(f"{checked} pages in {len(stores)} stores, {len(findings)} findings")
     told = {"stores": len(stores), "pages": checked, "findings": findings, "errors": errors}
     write_json(json_file, {"ok": not findings and not errors, **told})
@@ -112,7 +111,8 @@ def gc(folder: Path, size: str | None, ranks: int | None, json_file: Path | None
     """Remove unused stores, left-over files and pages that do not match; shrink to a size.
 
     Not beside a running server. Pages that were used least recently go first; files that are not
-    ours stay. Exits 1 if something could not be removed; what was mended is no finding.
+    ours stay. Exits 1 if something could not be removed, 2 if a store cannot be opened; what was
+    mended is no finding.
     """
     try:
         size_bytes = None if size is None else parse_size(size)
@@ -126,12 +126,13 @@ def gc(folder: Path, size: str | None, ranks: int | None, json_file: Path | None
         click.echo(f"removed {name}")
     for name in cleaned.kept:
         click.echo(f"{name} holds files that are not ours, or is in use: not removed", err=True)
+    _print_errors(cleaned.errors)
     click.echo(
         f"{cleaned.dropped_pages} pages dropped, {cleaned.evicted_pages} evicted, "
         f"{format_size(cleaned.freed_bytes)} given back"
     )
-    write_json(json_file, {"ok": not cleaned.kept, **asdict(cleaned)})
-    raise SystemExit(1 if cleaned.kept else 0)
+    write_json(json_file, {"ok": not cleaned.kept and not cleaned.errors, **asdict(cleaned)})
+    raise SystemExit(2 if cleaned.errors else 1 if cleaned.kept else 0)
 
 
 @contextmanager
@@ -162,6 +163,11 @@ def _print_findings(findings: list[dict[str, Any]]) -> None:
     for one in findings:
         table.add_row(one["store"], one["file"], one["key"][:16], one["what"])
     _console().print(table)
+
+
+def _print_errors(errors: list[dict[str, str]]) -> None:
+    for one in errors:
+        click.echo(f"{one['store']}: {one['error']}", err=True)
 
 
 def _console() -> Console:

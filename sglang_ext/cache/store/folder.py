@@ -173,9 +173,10 @@ class StoreFolder:
                 holder = bytearray(32)
                 length = read_fully(self.disk, file, memoryview(holder), 0)
                 pid = holder[:length].decode("ascii", "replace").strip() or "unknown"
+                way_out = "give this server a folder of its own, or end that process"
                 raise StoreInUseError(
-                    f"the page store {self.path} is in use by process {pid}; give this server a "
-                    "folder of its own, or end that process"
+                    f"the page store {self.path} is in use by process {pid}; "
+                    f"{'end that process first' if shared else way_out}"
                 )
             if not shared:
                 write_fully(self.disk, file, memoryview(f"{os.getpid():<20}\n".encode()), 0)

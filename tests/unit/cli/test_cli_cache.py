@@ -124,6 +124,30 @@ def test_verify_tells_all_though_a_store_cannot_be_opened(folder):
     assert [one["store"] for one in told["errors"]] == ["rank-1"]
 
 
+@pytest.mark.parametrize("how", ["damaged", "open to others"])
+def test_gc_cleans_the_others_though_a_store_cannot_be_opened(folder, how):
+    two_ranks(folder)
+    (folder / "rank-0").rename(folder / "rank-2")
+    stored(folder)[b"\x05" * 32].flip(10)
+    if how == "damaged":
+        (folder / "rank-1" / "STORE").write_text("nonsense")
+    else:
+        (folder / "rank-1").chmod(0o755)
+    result, told = report(folder, "gc", folder)
+    assert result.returncode == 2
+    assert (told["ok"], told["dropped_pages"]) == (False, 1)
+    assert [one["store"] for one in told["errors"]] == ["rank-1"]
+    assert "rank-1: " in result.stderr
+
+
+def test_a_store_in_use_is_told_with_what_to_do(folder):
+    with PageStore(folder / "rank-0", OPTIONS):
+        for command in ("verify", "gc"):
+            result = run(command, folder)
+            assert result.returncode == 2
+            assert f"in use by process {os.getpid()}; end that process first" in result.stderr
+
+
 @pytest.mark.parametrize(("cut", "said"), [(True, "it was cut"), (False, "it is gone")])
 def test_verify_misses_no_segment(folder, cut, said):
     segment = min((folder / "rank-0" / "segments").iterdir())
