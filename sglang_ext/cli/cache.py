@@ -139,10 +139,10 @@ def gc(folder: Path, size: str | None, ranks: int | None, json_file: Path | None
 def _progress(what: str) -> Iterator[Callable[[Path, int, int], None]]:
     """A bar for each store, on a terminal."""
     columns = (
-        *(TextColumn("{task.description}"), BarColumn()),
+        *(TextColumn("{task.description}", markup=False), BarColumn()),
         *(MofNCompleteColumn(), TimeRemainingColumn()),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks: dict[Path, Any] = {}
 
@@ -171,4 +171,4 @@ def _print_errors(errors: list[dict[str, str]]) -> None:
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)

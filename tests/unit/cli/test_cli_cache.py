@@ -148,6 +148,16 @@ def test_a_store_in_use_is_told_with_what_to_do(folder):
             assert f"in use by process {os.getpid()}; end that process first" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["kv[red]z", "kv :smile: é"])
+def test_a_folder_may_have_any_name(folder, name):
+    stored(folder)[b"\x05" * 32].flip(10)
+    store = (folder / "rank-0").rename(folder / name)
+    assert name in run("stat", store).stdout
+    result = run("verify", store)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert name in result.stdout
+
+
 @pytest.mark.parametrize(("cut", "said"), [(True, "it was cut"), (False, "it is gone")])
 def test_verify_misses_no_segment(folder, cut, said):
     segment = min((folder / "rank-0" / "segments").iterdir())
