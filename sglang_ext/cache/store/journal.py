@@ -26,6 +26,8 @@ __all__ = ["Journal", "JournalFullError", "JournalReader"]
 
 logger = logging.getLogger(__name__)
 
+# A record that does nothing: no page has that key.
+_NOTHING = Record(RecordKind.TOUCH)
 # Records kept in memory while the disk takes none. Cost: 128 bytes each. Past that the journal is
 # abandoned, and the next checkpoint begins a new one.
 _MOST_PENDING = 1 << 17
@@ -65,6 +67,7 @@ class Journal:
         self._losses = 0
         self._covered = 0
         self._torn = 0
+        self._spoilt = 0
 
     @property
     def waits(self) -> bool:
@@ -155,6 +158,9 @@ class Journal:
 
         Returns:
             For `forget_before`: the losses that a checkpoint made from here on covers.
+
+        Raises:
+            OSError: the disk did not take it; it is tried again.
         """
         with self._guard:
             losses = self._losses
@@ -164,6 +170,9 @@ class Journal:
                 self._pending.clear()
             if self.lost and self.oldest == self.generation:
                 self._begin(self.generation + 1)
+            elif self._torn > self._covered and self._spoilt and self._file is not None:
+                # A part of what is forgotten may be on disk, where the checkpoint says to go on.
+                self._put(self._file, [_NOTHING] * self._spoilt)
             return losses
 
     def forget_before(self, generation: int, losses: int = 0) -> None:
@@ -203,7 +212,9 @@ class Journal:
             for number, record in enumerate(batch)
         )
         offset = JOURNAL_HEADER_BYTES + self.records * RECORD_BYTES
+        self._spoilt = max(self._spoilt, len(batch))
         write_fully(self._folder.disk, file, memoryview(data), offset)
+        self._spoilt = max(0, self._spoilt - len(batch))
         self.records += len(batch)
         if file not in self._unsynced:
             self._unsynced.append(file)
@@ -245,7 +256,7 @@ class Journal:
         if self._file is not None and self._file not in self._unsynced:
             self._unsynced.append(self._file)  # the next sync closes it
         self._file = file
-        self.generation, self.records = generation, 0
+        self.generation, self.records, self._spoilt = generation, 0, 0
         self._most_records = (size_bytes - JOURNAL_HEADER_BYTES) // RECORD_BYTES
 
 

@@ -143,6 +143,42 @@ def test_records_are_not_replayed_without_those_that_were_not_taken(folder, jour
     assert written(folder, 2) == [drop(5)]
 
 
+def test_a_part_of_what_is_forgotten_is_not_replayed(folder, journal, disk, monkeypatch):
+    """It was written to the second file, whose successor has to wait for the checkpoint."""
+    for number in range(9):
+        journal.add(drop(number))
+    journal.write()
+    monkeypatch.setattr("sglang_ext.cache.store.journal._MOST_PENDING", 3)
+    for number in range(9, 14):
+        journal.add(drop(number))
+    journal._torn, torn = 0, journal._torn
+    whole = disk.write
+
+    def partly(file, pieces, offset):
+        done = whole(file, [bytes(pieces[0])[:256]], offset)
+        disk.fault = lambda *what: errno.EIO
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write", partly)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.write()
+    disk.fault = lambda *what: 0
+    assert written(folder, 2) == [drop(7), drop(8), drop(9), drop(10)]
+    journal._torn = torn
+    losses = journal.renew()
+    generation, record = journal.position()
+    journal.forget_before(generation, losses)
+    journal.add(drop(20))
+    journal.write()
+    reader = JournalReader(folder, generation)
+    after = [record for _, record in reader.records(record) if record is not None]
+    every = [record for _, record in reader.records(0) if record is not None]
+    reader.close()
+    assert after == [drop(20)]
+    assert [record.kind for record in every[2:]] == [RecordKind.TOUCH] * 3 + [RecordKind.DROP]
+
+
 def test_a_reader_reads_as_far_as_the_header_says(folder, journal):
     journal.add(drop(1))
     journal.write()
