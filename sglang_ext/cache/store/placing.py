@@ -90,8 +90,9 @@ class PlacingCatalog(Catalog):
                 page.segment.users -= 1
                 if page.location not in kept and not page.segment.gone:
                     self.segments.give(page.location)
-            for row in plan.pinned:
-                self.index.unpin(row)
+            for row, key in plan.pinned:
+                if self.index.rows.get(key) == row:  # else it may be another page's by now
+                    self.index.unpin(row)
             self.refused["space"] += len(plan.waiting)
             self.refused["disk"] += len(plan.accepted) - len(done)
             segments = {page.segment for page in plan.accepted}
@@ -137,7 +138,7 @@ class PlacingCatalog(Catalog):
 
     def _pin(self, plan: Plan, row: int) -> None:
         self.index.pin(row)
-        plan.pinned.append(row)
+        plan.pinned.append((row, self.index.key_of(row)))
 
     def _refusal(
         self,

@@ -57,10 +57,10 @@ class Plan:
         resident: numbers of offers that are there already.
         accepted: pages that have a slot, parents first.
         waiting: offers, with their depths, that would be written if there were a slot.
-        pinned: rows that stay until the batch is committed.
+        pinned: rows that stay until the batch is committed, with their keys.
     """
 
     resident: list[int] = field(default_factory=list)
     accepted: list[Planned] = field(default_factory=list)
     waiting: list[tuple[Offer, int]] = field(default_factory=list)
-    pinned: list[int] = field(default_factory=list)
+    pinned: list[tuple[int, bytes]] = field(default_factory=list)

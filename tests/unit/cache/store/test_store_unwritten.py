@@ -132,3 +132,18 @@ def test_pages_that_are_on_disk_by_now_are_not_taken_back(catalog):
     assert catalog.it.prefix([key_of(n) for n in range(3)]) == 2
     assert catalog.it.refused["disk"] == 1
     catalog.it.check_integrity()
+
+
+def test_a_plan_lets_go_of_its_own_pins_alone(catalog):
+    """A page that it relied on was dropped, and its row is one's that is being read."""
+    parent, child, other = key_of("parent"), key_of("child"), key_of("other")
+    commit(catalog.it, [parent])
+    plan = catalog.it.plan([Offer(0, child, parent, 100, 8192)])
+    catalog.it.drop(parent, "asked")
+    commit(catalog.it, [other])
+    [found] = catalog.it.find([other], [0])
+    assert (found.row, parent) in plan.pinned, "the row is the same"
+    catalog.it.commit(plan, plan.accepted)
+    assert catalog.it.index.pins == {found.row: 1}
+    catalog.it.release([found], [])
+    catalog.it.check_integrity()
