@@ -161,9 +161,17 @@ def resident(folder: StoreFolder, *, in_use: bool) -> Resident:
 
 
 def _holder(store: Path) -> int | None:
-    """The process that writes to a store; None where there is none."""
+    """The process that writes to a store, 0 where that is not known; None where there is none."""
+    for name in ("lock", "STORE"):
+        holder = _holder_of(store / name)
+        if holder is not None:
+            return holder
+    return None
+
+
+def _holder_of(file: Path) -> int | None:
     try:
-        descriptor = os.open(store / "lock", os.O_RDONLY | OPEN_FLAGS)
+        descriptor = os.open(file, os.O_RDONLY | OPEN_FLAGS)
     except OSError:
         return None
     try:

@@ -3,7 +3,7 @@
 Only files with these names are ever opened, written or removed::
 
     STORE                  JSON: what the folder is, format version, random id
-    lock                   held by the writer (flock), its process id inside
+    lock                   held by the writer (flock), as STORE is; its process id inside
     index-G.ckpt           checkpoint of the index
     journal-G.log          what happened since
     segments/NNNNNN.seg    pages
@@ -56,7 +56,7 @@ class StoreFolder:
         self.disk = disk
         self.writer = writer
         self.store_id = bytes(STORE_ID_BYTES)
-        self._lock: int | None = None
+        self._locks: list[int] = []
         if writer:
             self._make(path)
             self._make(self.segments)
@@ -158,37 +158,47 @@ class StoreFolder:
     def claim(self, *, shared: bool = False) -> None:
         """Take the writer's lock; it is held until ``release`` or the end of the process.
 
+        That is two locks: somebody may remove the file ``lock``.
+
         Args:
             shared: only keep writers away; nothing is written.
 
         Raises:
             StoreInUseError: somebody holds it.
         """
-        path = self.path / "lock"
-        if shared and "lock" not in self.disk.list(self.path):
-            return  # no writer was here
-        file = self.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT)
         try:
-            if not self.disk.lock(file, shared=shared):
-                holder = bytearray(32)
-                length = read_fully(self.disk, file, memoryview(holder), 0)
-                pid = holder[:length].decode("ascii", "replace").strip() or "unknown"
-                way_out = "give this server a folder of its own, or end that process"
-                raise StoreInUseError(
-                    f"the page store {self.path} is in use by process {pid}; "
-                    f"{'end that process first' if shared else way_out}"
-                )
             if not shared:
+                file = self._hold("lock", os.O_RDWR | os.O_CREAT)
                 write_fully(self.disk, file, memoryview(f"{os.getpid():<20}\n".encode()), 0)
+            elif "lock" in self.disk.list(self.path):  # else no writer was here
+                self._hold("lock", os.O_RDONLY, shared=True)
+            self._hold_root(shared=shared)
         except BaseException:
-            self.disk.close(file)
+            self.release()
             raise
-        self._lock = file
+
+    def _hold_root(self, *, shared: bool) -> None:
+        with contextlib.suppress(FileNotFoundError):  # it is held when it is made
+            self._hold("STORE", os.O_RDONLY if shared else os.O_RDWR, shared=shared)
+
+    def _hold(self, name: str, flags: int, *, shared: bool = False) -> int:
+        file = self.open(self.path / name, flags)
+        self._locks.append(file)
+        if self.disk.lock(file, shared=shared):
+            return file
+        holder = bytearray(32)
+        length = 0 if name != "lock" else read_fully(self.disk, file, memoryview(holder), 0)
+        pid = holder[:length].decode("ascii", "replace").strip() or "unknown"
+        way_out = "give this server a folder of its own, or end that process"
+        raise StoreInUseError(
+            f"the page store {self.path} is in use by process {pid}; "
+            f"{'end that process first' if shared else way_out}"
+        )
 
     def release(self) -> None:
         """Give the writer's lock back; idempotent."""
-        file, self._lock = self._lock, None
-        if file is not None:
+        files, self._locks = self._locks, []
+        for file in files:
             self.disk.close(file)
 
     def load(self) -> bool:
@@ -221,6 +231,8 @@ class StoreFolder:
         text = {"format": _FORMAT_NAME, "version": FORMAT_VERSION, "id": store_id}
         text["check"] = _check_of(store_id)
         self.write_file(self.path / "STORE", (json.dumps(text) + "\n").encode())
+        if self._locks:
+            self._hold_root(shared=False)
 
     def check_empty(self) -> None:
         """Look whether a folder without a superblock holds nothing of a store.

@@ -8,7 +8,9 @@ import pytest
 from support.store_disks import FaultyDisk
 from support.store_pages import chain, options, read, write
 
-from sglang_ext.cache.store import PageStore
+from sglang_ext.cache import upkeep
+from sglang_ext.cache.folder import remove_store
+from sglang_ext.cache.store import PageStore, verify_store
 from sglang_ext.cache.store import store as store_module
 from sglang_ext.errors import StoreError, StoreInUseError
 
@@ -191,3 +193,19 @@ def test_a_call_that_a_close_overtakes_returns_at_once(tmp_path, monkeypatch, ca
     assert store._staging.free_bytes() == store._staging.size_bytes
     with PageStore(tmp_path / "s", options()) as store:
         assert all(read(store, KEYS))
+
+
+def test_a_lock_that_is_removed_lets_nobody_in(tmp_path):
+    for _ in range(2):  # a store that is made, and one that was there
+        with PageStore(tmp_path / "s", options()) as store:
+            assert all(write(store, KEYS))
+            (tmp_path / "s/lock").unlink()
+            with pytest.raises(StoreInUseError, match="in use by process"):
+                PageStore(tmp_path / "s", options())
+            with pytest.raises(StoreInUseError, match="end that process first"):
+                list(verify_store(tmp_path / "s"))
+            assert upkeep.look(tmp_path / "s").in_use_by is not None
+            assert not remove_store(tmp_path / "s")
+            assert all(read(store, KEYS))
+        assert not in_use(tmp_path / "s")
+    assert upkeep.look(tmp_path / "s").in_use_by is None
