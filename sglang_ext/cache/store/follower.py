@@ -131,6 +131,12 @@ class Follower:
         if idle:
             self._detach()
 
+    def leave(self) -> None:
+        """In a process that was forked: close what is the parent's. No lock is taken."""
+        self._close_reader()
+        if self.files is not None:
+            self.files.close_all([*self.catalog.segments, *self._idle])
+
     def _run(self) -> None:
         tick_s = time.monotonic() + self._options.sync_interval_s
         while True:

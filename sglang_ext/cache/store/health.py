@@ -53,6 +53,10 @@ class Health:
         """Whether the last thing heard of the disk was good."""
         return self._pause_s == 0
 
+    def left(self) -> None:
+        """This is a process that was forked: the lock may be held by nobody who is there."""
+        self._guard = threading.Lock()
+
     def count(self, error: OSError) -> None:
         """A fault after which the disk is asked on: it is counted, no more."""
         with self._guard:

@@ -187,10 +187,15 @@ class Journal:
     def close(self) -> None:
         """Close the files; nothing is written."""
         with self._guard:
-            for file in {*self._unsynced, *([] if self._file is None else [self._file])}:
+            self.leave()
+
+    def leave(self) -> None:
+        """As ``close``, in a process that was forked, where nobody else is about."""
+        for file in {*self._unsynced, *([] if self._file is None else [self._file])}:
+            with contextlib.suppress(OSError):
                 self._folder.disk.close(file)
-            self._unsynced = []
-            self._file = None
+        self._unsynced = []
+        self._file = None
 
     def _write(self) -> None:
         if self._torn > self._covered:

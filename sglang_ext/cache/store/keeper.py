@@ -277,6 +277,13 @@ class Keeper:
         self.files.close_all(self.catalog.segments)
         self.folder.release()
 
+    def leave(self, *, was_open: bool) -> None:
+        """In a process that was forked: close what is the parent's. No lock is taken."""
+        if was_open:
+            self.journal.leave()
+            self.files.close_all(self.catalog.segments)
+        self.folder.release()
+
     def _goodbye(self, drain: Callable[[], object]) -> None:
         drain()
         try:

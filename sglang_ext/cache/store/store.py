@@ -9,7 +9,6 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from sglang_ext.cache.store.admission import SeenTwice, WriteHours
 from sglang_ext.cache.store.advice import EvictionAdvice
@@ -126,12 +125,7 @@ class PageStore:
     def __enter__(self) -> "PageStore":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def prefix(self, keys: Sequence[bytes], *, read_ahead: bool = False) -> int:
@@ -299,8 +293,7 @@ class PageStore:
         """Counters and gauges."""
         catalog, keeper, reader = self._catalog, self._keeper, self._reader
         written = self._writer.counts if self._writer else Counter()
-        parts = [reader.health, self._writing]
-        parts += [part.health for part in (self._follower, keeper) if part is not None]
+        parts = self._healths()
         with catalog.lock:
             return StoreStats(
                 pages=len(catalog.index),
@@ -372,10 +365,17 @@ class PageStore:
         No lock is taken: a thread of the parent may have held it.
         """
         was_open, self._closed = not self._closed, True
+        self._catalog.lock = threading.Lock()  # for `stats`
+        for part in self._healths():
+            part.left()
         if self._keeper is not None:
-            if was_open:
-                self._keeper.files.close_all(self._keeper.catalog.segments)
-            self._keeper.folder.release()
+            self._keeper.leave(was_open=was_open)
+        if self._follower is not None and was_open:
+            self._follower.leave()
+
+    def _healths(self) -> list[Health]:
+        parts = [part.health for part in (self._follower, self._keeper) if part is not None]
+        return [self._reader.health, self._writing, *parts]
 
     def _catch_up(self) -> None:
         if self._follower is not None:

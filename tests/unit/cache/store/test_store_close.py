@@ -1,8 +1,11 @@
 """Closing, above all with a disk that hangs: nothing is closed under somebody who is in it."""
 
 import errno
+import json
 import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 from support.store_disks import FaultyDisk
@@ -209,3 +212,43 @@ def test_a_lock_that_is_removed_lets_nobody_in(tmp_path):
             assert all(read(store, KEYS))
         assert not in_use(tmp_path / "s")
     assert upkeep.look(tmp_path / "s").in_use_by is None
+
+
+def in_child(act):
+    """What ``act`` gives, as JSON, in a process that is forked."""
+    done = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # ends a child that waits for a lock
+        try:
+            os.write(done[1], json.dumps(act()).encode())
+        finally:
+            os._exit(0)
+    os.close(done[1])
+    with open(done[0]) as told:
+        text = told.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
+
+
+def test_a_forked_child_has_no_file_of_writer_or_view(tmp_path):
+    def files():
+        links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        return [str(link.readlink()) for link in links if os.path.lexists(link)]
+
+    with PageStore(tmp_path / "s", options()) as store:
+        assert all(write(store, KEYS))
+        view = PageStore.follow(tmp_path / "s", options())
+        assert view.prefix(KEYS) == 20
+        theirs = [file for file in in_child(files) if str(tmp_path) in file]
+        assert theirs == []
+        assert all(read(view, KEYS))
+        view.close()
+        assert all(write(store, chain("b", 3)))
+
+
+def test_a_forked_child_tells_its_statistics_whoever_held_locks(tmp_path):
+    with PageStore(tmp_path / "s", options()) as store:
+        assert all(write(store, KEYS))
+        with store._catalog.lock, store._reader.health._guard, store._writing._guard:
+            assert in_child(lambda: store.stats().pages) == 20
