@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 # What is wrong with a segment that is whole, and not ours to remove.
 FOREIGN = "it belongs to another store"
 UNKNOWN = "it is no segment of a page store"
+# A longer file of which less than half is on the disk was not made by a store, nor copied from one:
+# the memory that a segment takes grows with its length.
+_LONG_BYTES = 64 << 30
 # What a process that ended while it made a segment leaves: nothing, or zeros.
 UNFINISHED = "it was being made"
 
@@ -81,16 +84,19 @@ class SegmentFiles:
         file = self._open(number, self._access)
         block = aligned_block()
         try:
-            size = self._folder.disk.stat(file).st_size
+            status = self._folder.disk.stat(file)
             read_fully(self._folder.disk, file, block, 0)
         except OSError as error:
             self._folder.disk.close(file)
             error.filename = str(self._folder.segment_path(number))
             raise
+        size, there = status.st_size, status.st_blocks * 512
         header = SegmentHeader.unpack(block)
         wrong = self._wrong(header, number, size)
         if header is None:
             header, wrong = self._mend(file, block, number, size)
+        if header and not wrong and size > _LONG_BYTES and there < size // 2:
+            wrong = f"it was made {size} bytes long, and {there} of them are there"
         if header is None or wrong:
             self._folder.disk.close(file)
             return wrong

@@ -55,6 +55,18 @@ def test_a_checkpoint_of_any_length_leads_to_a_scan(closed):
             assert all(read(store, KEYS))
 
 
+def test_a_segment_of_any_length_costs_no_memory(closed):
+    os.truncate(closed / "segments/000001.seg", 1 << 42)
+    [finding] = verify_store(closed)
+    assert finding.file == "segments/000001.seg"
+    assert f"made {1 << 42} bytes long" in finding.what
+    assert f"made {1 << 42} bytes long" in upkeep.look(closed).problem
+    with PageStore(closed, options()) as store:
+        store.check_integrity()
+        assert all(write(store, KEYS))
+        assert all(read(store, KEYS))
+
+
 @pytest.mark.parametrize("position", [0, 9, 13, 29, 37])
 def test_a_bit_flip_in_the_journals_header_leads_to_a_scan(crashed, position):
     flip(next(crashed.glob("journal-*.log")), position)
