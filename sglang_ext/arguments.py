@@ -4,7 +4,6 @@ Imports neither torch nor SGLang: it works on the argparse parser that SGLang ha
 """
 
 import argparse
-import json
 import math
 import os
 import secrets
@@ -20,12 +19,9 @@ from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.cache.state import STATE_NAME, check_state, set_damage_aside
 from sglang_ext.config import FLAGS, ExtConfig, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
+from sglang_ext.config.context_parallel_model import check_model
 from sglang_ext.config.stock import check_conflicts, stock_settings
-from sglang_ext.context_parallel.names import (
-    ARCHITECTURES,
-    MODEL_PACKAGE,
-    MODEL_PACKAGE_VARIABLE,
-)
+from sglang_ext.context_parallel.names import MODEL_PACKAGE, MODEL_PACKAGE_VARIABLE
 from sglang_ext.errors import ConfigError, SglangExtError, StoreError
 
 __all__ = [
@@ -296,18 +292,10 @@ def _check_splitting(parsed: argparse.Namespace, reference_device: bool) -> None
             f"--ext-cp-size: {MODEL_PACKAGE_VARIABLE} is {package}, and its own models need that "
             "variable; unset it, or leave out --ext-cp-size"
         )
-    file = Path(str(getattr(parsed, "model_path", None) or "")).expanduser() / "config.json"
-    if not file.is_file():
-        return  # a name of a hub: looked at once the model is here
-    try:
-        names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [""]
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"--model-path: {file} cannot be read: {error}") from None
-    if names[0] not in ARCHITECTURES:
-        raise ConfigError(
-            f"--ext-cp-size: {names[0] or 'a model without a name'} ({file}) is not among the "
-            f"models that it was tried with, {', '.join(ARCHITECTURES)}; leave it out"
-        )
+    check_model(
+        str(getattr(parsed, "model_path", None) or ""),
+        getattr(parsed, "json_model_override_args", None) or "{}",
+    )
 
 
 def _looks_local(path: str) -> bool:

@@ -5,11 +5,14 @@ from typing import Any
 
 from sglang_ext.config.context_parallel import ContextParallelConfig
 from sglang_ext.config.stock_setting import StockSetting
+from sglang_ext.device import ATTENTION_BACKEND
 from sglang_ext.errors import FlagConflictError
 
 __all__ = ["RESERVED", "check_reserved", "settings"]
 
 _FLAG = "--ext-cp-size"
+
+_OTHER_ATTENTION = "the reference device's attention alone takes a rank's part of a batch"
 
 # Stock flags that are not possible beside it: what is harmless, and why the rest is refused.
 RESERVED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -27,6 +30,25 @@ RESERVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "enable_two_batch_overlap": ((None, False), "it splits batches in a way of its own"),
     "enable_pdmux": ((None, False), "it runs two batches at once"),
     "quantization": ((None,), "its layers were never run on a rank's rows"),
+    "attention_backend": ((None, ATTENTION_BACKEND), _OTHER_ATTENTION),
+    "prefill_attention_backend": ((None, ATTENTION_BACKEND), _OTHER_ATTENTION),
+    "decode_attention_backend": ((None, ATTENTION_BACKEND), _OTHER_ATTENTION),
+    "device": ((None, "cpu"), "the reference device alone splits batches"),
+    "model_impl": ((None, "auto", "sglang"), "other models do not have their layers whole"),
+    "kv_cache_dtype": (
+        (None, "auto", "bf16", "bfloat16"),
+        "keys are gathered in the type that the model computes in",
+    ),
+    "is_embedding": ((None, False), "embeddings of a split batch were never pooled"),
+    "nnodes": ((None, 1), "ranks on several machines were never run"),
+    "moe_dp_size": ((None, 1), "experts on ranks of their own were never run with it"),
+    "moe_dense_tp_size": ((None,), "it already has dense layers whole on each rank"),
+    "enable_dp_lm_head": ((None, False), "the head is split over all ranks"),
+    "dllm_algorithm": ((None,), "a diffusion model's batches are not planned"),
+    "enable_hisparse": ((None, False), "it needs sparse attention, which is not split"),
+    "enable_single_batch_overlap": ((None, False), "it overlaps batches in a way of its own"),
+    "enable_torch_compile": ((None, False), "a split batch was never compiled"),
+    "enable_symm_mem": ((None, False), "the AllGather does not use its buffers"),
 }
 
 
@@ -57,7 +79,7 @@ def check_reserved(config: ContextParallelConfig, given: Mapping[str, Any]) -> N
                 "them"
             )
     ranks = given.get("tp_size")
-    if ranks is not None and ranks % config.size:
+    if ranks is not None and (ranks < 1 or ranks % config.size):
         raise FlagConflictError(
             f"--tp-size {ranks} contradicts {_FLAG} {config.size}: the ranks do not divide into "
             "groups of that size; give a multiple of it, or leave out --tp-size"

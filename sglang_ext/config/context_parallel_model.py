@@ -1,0 +1,55 @@
+"""Which model ``--ext-cp-size`` is asked to split, as far as it can be known before loading it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sglang_ext.context_parallel.names import ARCHITECTURES
+from sglang_ext.errors import ConfigError
+
+__all__ = ["check_model"]
+
+_OVERRIDES = "--json-model-override-args"
+
+
+def check_model(model_path: str, overrides: str) -> None:
+    """Refuse a model that no split batch was computed with.
+
+    Args:
+        model_path: a folder; a name of a hub is looked at once the model is here.
+        overrides: JSON that changes the model's configuration, as SGLang's flag takes it.
+
+    Raises:
+        ConfigError: names the model, or what cannot be read.
+    """
+    try:
+        changed = json.loads(overrides)
+    except ValueError as error:
+        raise ConfigError(f"{_OVERRIDES} cannot be read: {error}") from None
+    if isinstance(changed, dict) and "architectures" in changed:
+        _check(changed, _OVERRIDES)
+        return
+    file = Path(model_path).expanduser() / "config.json"
+    if not file.is_file():
+        return
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model-path: {file} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"--model-path: {file} holds no JSON object; give a model's folder")
+    _check(config, str(file))
+
+
+def _check(config: dict[str, Any], where: str) -> None:
+    names = config.get("architectures") or [""]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise ConfigError(
+            f"--ext-cp-size: architectures in {where} is {json.dumps(names)}; expected a list of "
+            "names"
+        )
+    if names[0] not in ARCHITECTURES:
+        raise ConfigError(
+            f"--ext-cp-size: {names[0] or 'a model without a name'} ({where}) is not among the "
+            f"models that it was tried with, {', '.join(ARCHITECTURES)}; leave it out"
+        )
