@@ -53,10 +53,15 @@ def check_conflicts(
                 f"sets it to {setting.value}; drop one of them"
             )
     if config.active and (given.get("tokenizer_worker_num") or 1) > 1:
-        because = "--ext-cache" if config.cache.enabled else "--ext-tools"
+        ours = {
+            "--ext-cache": config.cache.enabled,
+            "--ext-cp-size": config.context_parallel.enabled,
+            "--ext-tools": config.tools.enforce,
+        }
         raise FlagConflictError(
-            f"--tokenizer-worker-num {given['tokenizer_worker_num']} contradicts {because}: SGLang "
-            "loads no plugins in the extra workers; drop one of them"
+            f"--tokenizer-worker-num {given['tokenizer_worker_num']} contradicts "
+            f"{' and '.join(flag for flag, on in ours.items() if on)}: SGLang loads no plugins in "
+            "the extra workers; leave it out"
         )
     cache_stock.check_values(config.cache, given)
     tools.check_values(config.tools, given)

@@ -9,7 +9,9 @@ from sglang.srt.server_args import ServerArgs
 from sglang_ext import arguments
 from sglang_ext.config import parse
 from sglang_ext.config.context_parallel_stock import RESERVED, check_reserved
+from sglang_ext.config.stock import check_conflicts
 from sglang_ext.device import ATTENTION_BACKEND
+from sglang_ext.errors import FlagConflictError
 
 SPLIT = {"ext_cp_size": "2"}
 
@@ -125,3 +127,17 @@ def test_models_that_are_not_split(parser, tmp_path, config, said, capsys):
 def test_overrides_that_are_no_json(parser, model, capsys):
     line = refused(parser, argv(model, "--json-model-override-args", "{"), capsys)
     assert line.startswith("sglang-ext: error: --json-model-override-args cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (SPLIT, "--ext-cp-size"),
+        ({"ext_tools": "enforce"}, "--ext-tools"),
+        ({"ext_cache": True}, "--ext-cache"),
+        ({"ext_cache": True, **SPLIT}, "--ext-cache and --ext-cp-size"),
+    ],
+)
+def test_extra_workers_contradict_the_flag_that_was_given(values, named):
+    with pytest.raises(FlagConflictError, match=f"contradicts {named}: SGLang loads no plugins"):
+        check_conflicts(parse(values), (), {"tokenizer_worker_num": 2})
