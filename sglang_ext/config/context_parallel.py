@@ -7,8 +7,8 @@ from sglang_ext.errors import ConfigError
 
 __all__ = ["FLAGS", "ContextParallelConfig", "check_together"]
 
-# More ranks than that take the plan milliseconds (docs/context_parallel.md).
-_MOST_RANKS = 64
+# On more ranks one plan in twenty takes more than 5 ms (docs/context_parallel.md).
+_MOST_RANKS = 16
 
 
 @dataclass(frozen=True)

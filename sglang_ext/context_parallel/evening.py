@@ -14,6 +14,11 @@ from sglang_ext.context_parallel.runs import Runs
 
 __all__ = ["even_out"]
 
+# Ranks that a trade is tried with, so that 16 ranks take milliseconds. Default: 8.
+_MOST_TRIED = 8
+# Pairs of runs, times numbers of tokens, that are compared at once.
+_CELLS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class _Swap:
@@ -35,7 +40,7 @@ def even_out(
     """Trades until no rank is above ``wanted``, or no trade helps.
 
     Args:
-        runs: slices of all ranks.
+        runs: slices of all ranks, merged.
         load: ``[ranks]`` cost of each rank.
         prefix_lens: ``[requests]`` cached tokens.
         cost: what tokens cost.
@@ -51,7 +56,7 @@ def even_out(
     while left > 0 and int(state[1].max()) > wanted:
         traded, used = _direct(*state, prefix_lens, cost), 1
         short_of = traded is None or int(traded[1].max()) > needed
-        if short_of and int(state[1].max()) > needed:
+        if left > 1 and short_of and int(state[1].max()) > needed:
             through = _through_a_third(*state, prefix_lens, cost)
             if through is not None:
                 traded, used = through, 2
@@ -75,7 +80,7 @@ def _partners(load: Ints) -> list[tuple[int, int, int]]:
 
 def _direct(runs: Runs, load: Ints, prefix_lens: Ints, cost: Cost) -> tuple[Runs, Ints] | None:
     """The first trade of the dearest rank with one below the mean that helps."""
-    for who in _partners(load):
+    for who in _partners(load)[:_MOST_TRIED]:
         traded = _trade(runs, load, prefix_lens, cost, who)
         if traded is not None:
             return traded
@@ -87,9 +92,8 @@ def _through_a_third(
 ) -> tuple[Runs, Ints] | None:
     """Two trades that move the same exactly: from the dearest rank to a third, and on from it."""
     for dearest, partner, surplus in _partners(load)[:1]:
-        for third in range(len(load)):
-            if third in (dearest, partner):
-                continue
+        others = [rank for rank in range(len(load)) if rank not in (dearest, partner)]
+        for third in others[:_MOST_TRIED]:
             first = _trade(runs, load, prefix_lens, cost, (dearest, third, surplus), exactly=True)
             if first is None:
                 continue
@@ -109,9 +113,10 @@ def _trade(
 ) -> tuple[Runs, Ints] | None:
     """Moves about ``surplus`` from rank ``dearest`` to ``partner``; None if it would not help."""
     dearest, partner, surplus = who
-    swap = _best_swap(runs, prefix_lens, cost, who)
-    if swap is None:
+    found = _best_swap(runs, prefix_lens, cost, who)
+    if found is None or (exactly and found[0]):
         return None
+    swap = found[1]
     traded = Runs(
         np.array([partner, dearest]),
         runs.request[[swap.give, swap.take]],
@@ -131,53 +136,53 @@ def _trade(
 
 def _cut_out(runs: Runs, traded: Runs, rows: tuple[int, int]) -> Runs:
     """The runs after ``traded`` was taken out of ``rows`` and given to its new ranks."""
-    at = list(rows)
-    kept = np.ones(len(runs.rank), dtype=np.bool_)
-    kept[at] = False
-    old = runs.where(np.array(at))
+    old = runs.where(np.array(rows))
     before = Runs(old.rank, old.request, old.start, traded.start)
     after = Runs(old.rank, old.request, traded.stop, old.stop)
-    return runs.where(kept).and_also(before).and_also(after).and_also(traded).merged()
+    kept = np.ones(len(runs.rank), dtype=np.bool_)
+    kept[list(rows)] = False
+    return runs.where(kept).and_also(before, after, traded).merged()
 
 
 def _best_swap(
     runs: Runs, prefix_lens: Ints, cost: Cost, who: tuple[int, int, int]
-) -> _Swap | None:
-    """The swap of the fewest tokens that moves ``surplus``, or the one that comes closest."""
+) -> tuple[int, _Swap] | None:
+    """What is missed of ``surplus``, and the swap that comes closest, of the fewest tokens."""
     dearest, partner, surplus = who
-    mine, theirs = np.flatnonzero(runs.rank == dearest), np.flatnonzero(runs.rank == partner)
-    a, b = runs.where(mine), runs.where(theirs)
+    (a_row, a), (b_row, b) = runs.rows_of(dearest), runs.rows_of(partner)
     a_at, b_at = prefix_lens[a.request], prefix_lens[b.request]
-    longest = min((a.stop - a.start).max(initial=0), (b.stop - b.start).max(initial=0))
+    a_size, b_size = a.stop - a.start, b.stop - b.start
+    longest = min(int(a_size.max(initial=0)), int(b_size.max(initial=0)))
+    lowest, least = cost.of(a_at + a.start)[:, None], cost.of(b_at + b.start)[None, :]
+    sizes = 1 << np.arange(max(0, min(longest, surplus)).bit_length())
+    at_once = max(1, _CELLS // max(1, len(a_at) * len(b_at)))
     closest: tuple[int, _Swap] | None = None
-    tokens = 1
-    while tokens <= longest:
-        step = surplus // tokens
-        if step < 1:
-            break
-        a_fits, b_fits = a.stop - a.start >= tokens, b.stop - b.start >= tokens
-        lowest, highest = cost.of(a_at + a.start), cost.of(a_at + a.stop - tokens)
-        least, most = cost.of(b_at + b.start), cost.of(b_at + b.stop - tokens)
-        smallest, largest = lowest[:, None] - most[None, :], highest[:, None] - least[None, :]
-        reachable = np.clip(step, smallest, largest)
+    for first in range(0, len(sizes), at_once):
+        some = sizes[first : first + at_once, None]
+        tokens, step = some[:, :, None], surplus // some[:, :, None]
+        highest, most = cost.of(a_at + a.stop - some), cost.of(b_at + b.stop - some)
+        smallest, largest = lowest - most[:, None, :], highest[:, :, None] - least
+        reachable = np.minimum(np.maximum(step, smallest), largest)
         miss = np.abs(reachable - step) * tokens
-        miss[~(a_fits[:, None] & b_fits[None, :])] = 1 << 62
-        give, take = divmod(int(np.argmin(miss)), len(theirs))
-        missed = int(miss[give, take])
+        miss[(a_size < some)[:, :, None] | (b_size < some)[:, None, :]] = 1 << 62
+        best = int(np.argmin(miss))
+        size, pair = divmod(best, len(a_at) * len(b_at))
+        give, take = divmod(pair, len(b_at))
+        missed = int(miss.flat[best])
         if closest is None or missed < closest[0]:
-            step = int(reachable[give, take])
+            step_found, fewest = int(reachable.flat[best]), int(some[size, 0])
+            dear, cheap = int(highest[size, give]), int(most[size, take])
             # One of the two runs is cut at its end, so that a trade adds few slices.
-            if int(most[take]) + step <= int(highest[give]):
-                take_start = int(b.stop[take]) - tokens
-                want = cost.position_with(int(most[take]) + step) - int(a_at[give])
-                give_start = min(max(want, int(a.start[give])), int(a.stop[give]) - tokens)
+            if cheap + step_found <= dear:
+                take_start = int(b.stop[take]) - fewest
+                want = cost.position_with(cheap + step_found) - int(a_at[give])
+                give_start = min(max(want, int(a.start[give])), int(a.stop[give]) - fewest)
             else:
-                give_start = int(a.stop[give]) - tokens
-                want = cost.position_with(int(highest[give]) - step) - int(b_at[take])
-                take_start = min(max(want, int(b.start[take])), int(b.stop[take]) - tokens)
-            swap = _Swap(int(mine[give]), int(theirs[take]), give_start, take_start, tokens)
+                give_start = int(a.stop[give]) - fewest
+                want = cost.position_with(dear - step_found) - int(b_at[take])
+                take_start = min(max(want, int(b.start[take])), int(b.stop[take]) - fewest)
+            swap = _Swap(a_row + give, b_row + take, give_start, take_start, fewest)
             closest = missed, swap
         if closest[0] == 0:
             break
-        tokens *= 2
-    return closest[1] if closest else None
+    return closest

@@ -45,8 +45,8 @@ from sglang_ext.errors import ConfigError
 
 __all__ = ["SLACK_PER_MILLE", "Plan", "Slice", "plan"]
 
-# A rank may have this much more attention than the mean before tokens are traded. Default: 5; a
-# trade adds up to five slices, each one more kernel call a layer.
+# A rank may have this much more attention than the least that can be reached before tokens are
+# traded. Default: 5; a trade adds up to three slices, each one more kernel call a layer.
 SLACK_PER_MILLE = 5
 # The dearest rank may cost a thousandth more than in SGLang's better split: now and then a split of
 # single tokens is even by luck, to within what blocks can reach.
@@ -135,7 +135,8 @@ def plan(
         prefix_lens: cached tokens of each request, at least 0.
         ranks: ranks, at least 1.
         cost: what tokens cost in attention; full causal attention unless given.
-        slack_per_mille: how far the dearest rank may be above the mean before tokens are traded.
+        slack_per_mille: how far the dearest rank may be above the mean, or above what whole tokens
+            allow, before tokens are traded.
 
     Raises:
         ConfigError: a length or the number of ranks is out of range.
@@ -156,14 +157,40 @@ def plan(
     dearest = int(cost.of(prefix + extend - 1).max(initial=0, where=extend > 0))
     wanted = max(mean, dearest, min(stock, mean + mean * slack_per_mille // 1000))
     found: list[tuple[Runs, Ints]] = []
-    for dealt in _dealings(extend, prefix, ranks, cost):
-        found.append(even_out(*dealt, prefix, cost, wanted, allowed))
+    for runs, load in _dealings(extend, prefix, ranks, cost):
+        if not found and int(load.max()) > wanted:
+            least = max(mean, least_of_full_ranks(extend, prefix, ranks, cost))
+            wanted = max(wanted, min(stock, least + least * slack_per_mille // 1000))
+        found.append(even_out(runs, load, prefix, cost, wanted, allowed))
         if found[-1][1].max() <= allowed:
             break
     runs, load = min(found, key=lambda one: int(one[1].max()))
     tokens = np.zeros(ranks, dtype=np.int64)
     np.add.at(tokens, runs.rank, runs.stop - runs.start)
     return Plan(ranks, extend, prefix, runs, tokens, load)
+
+
+def least_of_full_ranks(extend_lens: Ints, prefix_lens: Ints, ranks: int, cost: Cost) -> int:
+    """What the dearest of the ranks with a token more than others costs at least.
+
+    There are ``total % ranks`` of them or more, and no tokens cost less than those that have the
+    lowest positions of the batch. 0 where all ranks have equally many tokens.
+    """
+    each, full = divmod(int(extend_lens.sum()), ranks)
+    if not full:
+        return 0
+    wanted = full * (each + 1)
+    edges = np.concatenate((prefix_lens, prefix_lens + extend_lens))
+    order = np.argsort(edges, kind="stable")
+    edges = edges[order]
+    requests = np.cumsum(np.where(order < len(extend_lens), 1, -1))[:-1]
+    below = np.append(0, np.cumsum(requests * np.diff(edges)))
+    last = int(np.searchsorted(below, wanted)) - 1
+    position, rest = divmod(wanted - int(below[last]), int(requests[last]))
+    position += int(edges[last])
+    taken = np.clip(position - prefix_lens, 0, extend_lens)
+    lowest = int(cost.between(prefix_lens, prefix_lens + taken).sum())
+    return -((lowest + rest * int(cost.of(np.array(position)))) // -full)
 
 
 def _dealings(

@@ -36,13 +36,20 @@ class Runs:
         """The rows of one rank."""
         return self.where(self.rank == rank)
 
-    def and_also(self, other: Runs) -> Runs:
-        """These rows and then those of ``other``."""
+    def rows_of(self, rank: int) -> tuple[int, Runs]:
+        """The same of merged runs, without a copy, and the number of the first."""
+        first, end = self.rank.searchsorted((rank, rank + 1)).tolist()
+        rows = slice(first, end)
+        return first, Runs(self.rank[rows], self.request[rows], self.start[rows], self.stop[rows])
+
+    def and_also(self, *others: Runs) -> Runs:
+        """These rows and then those of ``others``."""
+        parts = (self, *others)
         return Runs(
-            np.concatenate((self.rank, other.rank)),
-            np.concatenate((self.request, other.request)),
-            np.concatenate((self.start, other.start)),
-            np.concatenate((self.stop, other.stop)),
+            np.concatenate([part.rank for part in parts]),
+            np.concatenate([part.request for part in parts]),
+            np.concatenate([part.start for part in parts]),
+            np.concatenate([part.stop for part in parts]),
         )
 
     def cost(self, prefix_lens: Ints, cost: Cost) -> Ints:

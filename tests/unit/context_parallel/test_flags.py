@@ -66,6 +66,7 @@ def refused(parser, arguments, capsys):
         "--enable-single-batch-overlap",
         "--enable-torch-compile",
         "--enable-symm-mem",
+        "--ext-cp-size 17",
         "--tp-size 0",
         "--tp-size -2",
         '--json-model-override-args {"architectures":["Qwen3ForCausalLM"]}',

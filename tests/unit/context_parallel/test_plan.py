@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from support.stock_splits import stock_split
 
-from sglang_ext.context_parallel import rivals
+from sglang_ext.context_parallel import evening, rivals
 from sglang_ext.context_parallel.cost import Cost
 from sglang_ext.context_parallel.pieces import Pieces
-from sglang_ext.context_parallel.plan import Slice, plan
+from sglang_ext.context_parallel.plan import Slice, least_of_full_ranks, plan
 from sglang_ext.errors import ConfigError
 
 COSTS = [
@@ -79,6 +79,63 @@ def test_tokens_are_traded_where_single_ones_are_dear():
     found = plan(extend, prefix, 4)
     assert max(found.attention) <= 1.005 * np.mean(found.attention)
     assert max(found.tokens) == 501
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_what_whole_tokens_allow(cost):
+    """The dearest of the ranks with a token more costs no less than their share of the cheapest."""
+    for extend, prefix, ranks in (
+        ([1160], [22_337], 64),
+        ([3, 0, 90, 1], [100, 5, 90, 2_047], 7),
+        ([50], [0], 8),
+        ([1, 1, 1], [9, 9, 400], 2),
+    ):
+        each, full = divmod(sum(extend), ranks)
+        cheapest = sorted(token_costs(extend, prefix, cost))[: full * (each + 1)]
+        least = least_of_full_ranks(np.array(extend), np.array(prefix), ranks, cost)
+        assert least == -(sum(cheapest) // -full)
+        assert max(plan(extend, prefix, ranks, cost).attention) >= least
+    assert least_of_full_ranks(np.array([16]), np.array([5]), 4, cost) == 0
+
+
+def trades_tried(monkeypatch, batch):
+    """How many pairs of ranks a plan compares."""
+    tried = []
+    real = evening._best_swap
+
+    def counted(*args):
+        tried.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(evening, "_best_swap", counted)
+    plan(*batch)
+    return len(tried)
+
+
+@pytest.mark.parametrize(
+    ("batch", "most"),
+    [
+        (([1160], [22_337], 64), 100),  # 18 or 19 tokens: 2 % above the mean at least
+        (([3470], [0], 32), 150),
+        (([931], [0], 16), 80),
+    ],
+)
+def test_nothing_is_traded_for_what_cannot_be_reached(batch, most, monkeypatch):
+    assert trades_tried(monkeypatch, batch) <= most
+
+
+def test_no_more_trades_than_said(monkeypatch):
+    """A detour over a third rank is two trades, and is left out where one is left."""
+    runs = plan([9], [0], 3).runs
+    states = iter([np.array([90 - made, 0, 0]) for made in range(20)])
+    detours = iter([None])
+    monkeypatch.setattr(evening, "_direct", lambda *_: (runs, next(states)))
+    monkeypatch.setattr(
+        evening, "_through_a_third", lambda *_: next(detours, (runs, np.array([50, 0, 0])))
+    )
+    load = evening.even_out(runs, np.array([99, 0, 0]), np.array([0]), Cost.causal(), 1, 1)[1]
+    assert load[0] == 88  # one trade, a detour, one trade: four
+    assert next(states)[0] == 87
 
 
 def test_a_request_without_new_tokens_changes_nothing():
