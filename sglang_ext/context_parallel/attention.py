@@ -13,23 +13,62 @@ Parallelism for Scalable Million-Token Inference (arXiv:2411.01783).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sglang_ext.context_parallel.plan import Plan, Slice
+from sglang_ext.context_parallel.plan import Plan
 from sglang_ext.device.paged_attention import Part, attend_all, attend_causal, merge
 
-__all__ = ["Read", "attend_slices"]
+__all__ = ["Read", "Task", "attend_slices", "tasks_of"]
 
 # (request, first position, end) -> keys and values [tokens, kv_heads, head_dim] from the cache, in
 # order of position; positions count from the request's first token, cached or not.
 Read = Callable[[int, int, int], tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One slice of a rank, and where the keys lie that it attends to beside its own.
+
+    Attributes:
+        request: whose tokens they are.
+        rows: the slice, among the rows of its rank.
+        cached: tokens of the request's cached prefix.
+        earlier: rows of the rank's slices of the same request before it.
+        gaps: positions (first, end) of new tokens before it that other ranks have.
+    """
+
+    request: int
+    rows: slice
+    cached: int
+    earlier: tuple[slice, ...]
+    gaps: tuple[tuple[int, int], ...]
+
+
+def tasks_of(plan: Plan, rank: int) -> tuple[Task, ...]:
+    """What :func:`attend_slices` does for a rank: the same in every layer of a forward."""
+    cached_lens = plan.prefix_lens.tolist()
+    found: list[Task] = []
+    request, row, at = -1, 0, 0
+    earlier: tuple[slice, ...] = ()
+    gaps: tuple[tuple[int, int], ...] = ()
+    for piece in plan.slices(rank):
+        if piece.request != request:
+            request, at, earlier, gaps = piece.request, 0, (), ()
+        cached = cached_lens[request]
+        if piece.start > at:
+            gaps = (*gaps, (cached + at, cached + piece.start))
+        rows = slice(row, row + piece.stop - piece.start)
+        found.append(Task(request, rows, cached, earlier, gaps))
+        earlier = (*earlier, rows)
+        row, at = rows.stop, piece.stop
+    return tuple(found)
+
+
 def attend_slices(
-    plan: Plan,
-    rank: int,
+    tasks: Sequence[Task],
     new: tuple[Tensor, Tensor, Tensor],
     scale: float,
     read: Read,
@@ -38,8 +77,7 @@ def attend_slices(
     """Causal attention of this rank's new tokens over all tokens before them.
 
     Args:
-        plan: the plan of this forward.
-        rank: who we are in it.
+        tasks: this rank's slices in this forward.
         new: queries ``[tokens, heads, head_dim]``, keys and values ``[tokens, kv_heads, head_dim]``
             of this rank's tokens, in order of the plan's rows.
         scale: what scores are multiplied by before the softmax.
@@ -51,50 +89,19 @@ def attend_slices(
         ``[tokens, heads, head_dim]`` in order of the plan's rows.
     """
     q, k, v = new
-    slices = plan.slices(rank)
-    rows = _rows(slices)
     parts: list[list[Part]] = []
-    for number, piece in enumerate(slices):
-        mine = rows[number]
+    for task in tasks:
+        mine = task.rows
         found = [attend_causal(q[mine], k[mine], v[mine], scale)]
-        for earlier in _earlier(slices, number):
-            theirs = rows[earlier]
-            found.append(attend_all(q[mine], k[theirs], v[theirs], scale))
-        cached = int(plan.prefix_lens[piece.request])
-        if cached:
-            found.append(attend_all(q[mine], *read(piece.request, 0, cached), scale))
+        found += [attend_all(q[mine], k[rows], v[rows], scale) for rows in task.earlier]
+        if task.cached:
+            found.append(attend_all(q[mine], *read(task.request, 0, task.cached), scale))
         parts.append(found)
     land()
     out = torch.empty_like(q)
-    for number, piece in enumerate(slices):
-        mine = rows[number]
-        cached = int(plan.prefix_lens[piece.request])
-        for first, end in _gaps(slices, number):
-            keys = read(piece.request, cached + first, cached + end)
-            parts[number].append(attend_all(q[mine], *keys, scale))
-        out[mine] = merge(parts[number]).transpose(0, 1)
+    for task, found in zip(tasks, parts, strict=True):
+        mine = task.rows
+        for first, end in task.gaps:
+            found.append(attend_all(q[mine], *read(task.request, first, end), scale))
+        out[mine] = merge(found).transpose(0, 1)
     return out
-
-
-def _rows(slices: Sequence[Slice]) -> list[slice]:
-    """Rows of each slice among those of its rank."""
-    found, first = [], 0
-    for piece in slices:
-        found.append(slice(first, first + piece.stop - piece.start))
-        first += piece.stop - piece.start
-    return found
-
-
-def _earlier(slices: Sequence[Slice], number: int) -> list[int]:
-    """Slices of the same request and rank before slice ``number``; they are in order."""
-    return [other for other in range(number) if slices[other].request == slices[number].request]
-
-
-def _gaps(slices: Sequence[Slice], number: int) -> list[tuple[int, int]]:
-    """Runs of new tokens before slice ``number`` that other ranks have."""
-    found, at = [], 0
-    for other in [*_earlier(slices, number), number]:
-        if slices[other].start > at:
-            found.append((at, slices[other].start))
-        at = slices[other].stop
-    return found

@@ -17,7 +17,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
-from sglang_ext.context_parallel.attention import attend_slices
+from sglang_ext.context_parallel.attention import Task, attend_slices, tasks_of
 from sglang_ext.context_parallel.collective import (
     GatherGroup,
     Part,
@@ -40,10 +40,12 @@ class _Split:
 
     Attributes:
         exchange: its plan, and where gathered rows go.
+        tasks: what this rank's slices attend to.
         requests: by number in the plan, those with new tokens.
     """
 
     exchange: RowExchange
+    tasks: tuple[Task, ...]
     requests: dict[int, RequestRows]
 
 
@@ -86,6 +88,7 @@ class SplitAttentionBackend(ReferenceAttentionBackend):
         first_rows = (found.extend_lens.cumsum() - found.extend_lens).tolist()
         self._split = _Split(
             RowExchange(found, metadata.rank, slots),
+            tasks_of(found, metadata.rank),
             {
                 number: by_row[row]
                 for number, (row, new) in enumerate(
@@ -138,7 +141,7 @@ class SplitAttentionBackend(ReferenceAttentionBackend):
             flight.land(self._caches(layer))
 
         out = queries.new_zeros(queries.shape)
-        out[:mine] = attend_slices(exchange.plan, exchange.rank, new, layer.scaling, read, land)
+        out[:mine] = attend_slices(split.tasks, new, layer.scaling, read, land)
         return out.view(out.shape[0], -1)
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from sglang_ext.context_parallel.attention import attend_slices
+from sglang_ext.context_parallel.attention import attend_slices, tasks_of
 from sglang_ext.context_parallel.collective import (
     CountedGroup,
     Part,
@@ -65,6 +65,7 @@ def run(rank, ranks, what, store):
     slots, layers = batch_tensors()
     new_slots = torch.cat([s[c:] for s, c in zip(slots, PREFIX, strict=True)])
     exchange = damaged(RowExchange(found, rank, new_slots), what)
+    tasks = tasks_of(found, rank)
     group = CountedGroup(ProcessGroup())
     layout = RowLayout((Part((KV_HEADS, DIM), torch.float32),) * 2)
     rows = torch.from_numpy(found.rows_of(rank))
@@ -93,7 +94,7 @@ def run(rank, ranks, what, store):
                 store.set(f"attended {number}", "yes")
             flight.land(caches)
 
-        out = attend_slices(found, rank, mine, SCALE, read, land)
+        out = attend_slices(tasks, mine, SCALE, read, land)
         wanted = torch.cat([expected(*one) for one in zip(q, k, v, PREFIX, strict=True)])
         error = (out - wanted[torch.from_numpy(found.rows_of(rank))]).abs().max()
         attention_error = max(attention_error, float(error))

@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from support.attention_world import BOUND, DIM, SLOTS, Request, World, scattered
 
 from sglang_ext.context_parallel.backend import SplitAttentionBackend
-from sglang_ext.context_parallel.plan import plan
+from sglang_ext.context_parallel.plan import Plan, plan
 from sglang_ext.context_parallel.strategy import PlannedMetadata
 from sglang_ext.errors import DeviceError
 
@@ -130,6 +130,16 @@ def test_any_batch_matches_the_oracle(requests, geometry, dtype, longest_run, ra
     for buffers in zip(*(world.buffers() for world in worlds), strict=True):
         for other in buffers[1:]:
             torch.testing.assert_close(other[1:], buffers[0][1:], atol=0, rtol=0, equal_nan=True)
+
+
+def test_what_slices_attend_to_is_found_once_a_forward(monkeypatch):
+    asked = []
+    real = Plan.slices
+    monkeypatch.setattr(Plan, "slices", lambda *args: asked.append(args) or real(*args))
+    requests = [Request(5, 40, 1), Request(0, 9, 2)]
+    slots = scattered(sum(r.tokens for r in requests), 5, seed=1)
+    run_rank(0, Meeting(1), requests, slots, ForwardMode.EXTEND, World(layers=3))
+    assert len(asked) == 1
 
 
 def split_backend(**options):
