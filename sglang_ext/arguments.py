@@ -21,7 +21,11 @@ from sglang_ext.config import FLAGS, ExtConfig, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
 from sglang_ext.config.context_parallel_model import check_model
 from sglang_ext.config.stock import check_conflicts, stock_settings
-from sglang_ext.context_parallel.names import MODEL_PACKAGE, MODEL_PACKAGE_VARIABLE
+from sglang_ext.context_parallel.names import (
+    ARCHITECTURES,
+    MODEL_PACKAGE,
+    MODEL_PACKAGE_VARIABLE,
+)
 from sglang_ext.errors import ConfigError, SglangExtError, StoreError
 
 __all__ = [
@@ -295,6 +299,7 @@ def _check_splitting(parsed: argparse.Namespace, reference_device: bool) -> None
     check_model(
         str(getattr(parsed, "model_path", None) or ""),
         getattr(parsed, "json_model_override_args", None) or "{}",
+        ARCHITECTURES,
     )
 
 

@@ -1,10 +1,10 @@
 """Which model ``--ext-cp-size`` is asked to split, as far as it can be known before loading it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sglang_ext.context_parallel.names import ARCHITECTURES
 from sglang_ext.errors import ConfigError
 
 __all__ = ["check_model"]
@@ -12,12 +12,13 @@ __all__ = ["check_model"]
 _OVERRIDES = "--json-model-override-args"
 
 
-def check_model(model_path: str, overrides: str) -> None:
+def check_model(model_path: str, overrides: str, known: Sequence[str]) -> None:
     """Refuse a model that no split batch was computed with.
 
     Args:
         model_path: a folder; a name of a hub is looked at once the model is here.
         overrides: JSON that changes the model's configuration, as SGLang's flag takes it.
+        known: architectures that split batches were computed with.
 
     Raises:
         ConfigError: names the model, or what cannot be read.
@@ -27,7 +28,7 @@ def check_model(model_path: str, overrides: str) -> None:
     except ValueError as error:
         raise ConfigError(f"{_OVERRIDES} cannot be read: {error}") from None
     if isinstance(changed, dict) and "architectures" in changed:
-        _check(changed, _OVERRIDES)
+        _check(changed, _OVERRIDES, known)
         return
     file = Path(model_path).expanduser() / "config.json"
     if not file.is_file():
@@ -38,18 +39,18 @@ def check_model(model_path: str, overrides: str) -> None:
         raise ConfigError(f"--model-path: {file} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"--model-path: {file} holds no JSON object; give a model's folder")
-    _check(config, str(file))
+    _check(config, str(file), known)
 
 
-def _check(config: dict[str, Any], where: str) -> None:
+def _check(config: dict[str, Any], where: str, known: Sequence[str]) -> None:
     names = config.get("architectures") or [""]
     if not isinstance(names, list) or not isinstance(names[0], str):
         raise ConfigError(
             f"--ext-cp-size: architectures in {where} is {json.dumps(names)}; expected a list of "
             "names"
         )
-    if names[0] not in ARCHITECTURES:
+    if names[0] not in known:
         raise ConfigError(
             f"--ext-cp-size: {names[0] or 'a model without a name'} ({where}) is not among the "
-            f"models that it was tried with, {', '.join(ARCHITECTURES)}; leave it out"
+            f"models that it was tried with, {', '.join(known)}; leave it out"
         )
