@@ -55,6 +55,7 @@ __all__ = [
     "StoreFormatError",
     "StoreInUseError",
     "ToolSchemaError",
+    "ToolWorkError",
     "ToolsError",
     "TraceError",
 ]

@@ -5,10 +5,12 @@ from typing import Any
 
 from sglang_ext.config.context_parallel import ContextParallelConfig
 from sglang_ext.config.stock_setting import StockSetting
-from sglang_ext.device import ATTENTION_BACKEND
 from sglang_ext.errors import FlagConflictError
 
-__all__ = ["RESERVED", "check_reserved", "settings"]
+__all__ = ["ATTENTION_BACKEND", "RESERVED", "check_reserved", "settings"]
+
+# The reference device's: `sglang_ext.device.ATTENTION_BACKEND`, which stands above this room.
+ATTENTION_BACKEND = "sglang_ext_cpu"
 
 _FLAG = "--ext-cp-size"
 

@@ -7,7 +7,7 @@ import pytest
 from sglang.srt.server_args import ServerArgs
 
 from sglang_ext import arguments
-from sglang_ext.config import parse
+from sglang_ext.config import context_parallel_stock, parse
 from sglang_ext.config.context_parallel_stock import RESERVED, check_reserved
 from sglang_ext.config.stock import check_conflicts
 from sglang_ext.device import ATTENTION_BACKEND
@@ -142,3 +142,7 @@ def test_overrides_that_are_no_json(parser, model, capsys):
 def test_extra_workers_contradict_the_flag_that_was_given(values, named):
     with pytest.raises(FlagConflictError, match=f"contradicts {named}: SGLang loads no plugins"):
         check_conflicts(parse(values), (), {"tokenizer_worker_num": 2})
+
+
+def test_the_reference_backend_has_one_name():
+    assert context_parallel_stock.ATTENTION_BACKEND == ATTENTION_BACKEND
