@@ -15,8 +15,8 @@ __all__ = ["cache"]
 
 
 @click.command(
-    epilog="Exit codes: 0 within the goal, 1 ours costs more than 1.5 x SGLang's Rust core, "
-    "2 wrong use."
+    epilog="Exit codes: 0 within the goal, 1 match, insert and evict cost more than 1.5 x SGLang's "
+    "Rust core, 2 wrong use."
 )
 @click.option("--rounds", default=20, show_default=True, help="Requests; medians are shown.")
 @click.option(
@@ -55,19 +55,19 @@ def cache(rounds: int, leaves: str, cores: str, page_tokens: int, json_file: Pat
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table(title="microseconds a request, medians", title_justify="left")
-    for heading in ("leaves", "core", "match", "insert", "evict", "policy", "sum", "of rust"):
+    table = Table(title="CPU microseconds a request, medians", title_justify="left")
+    three = "match", "insert", "evict"
+    for heading in ("leaves", "core", *three, "sum", "of rust", "policy", "all"):
         table.add_column(heading, justify="left" if heading == "core" else "right", no_wrap=True)
     rust = {row["leaves"]: row["sum_us"] for row in result["tree"] if row["core"] == "rust"}
     for row in result["tree"]:
-        best = rust.get(row["leaves"])
+        best, ours = rust.get(row["leaves"]), row["core"] == "sglang_ext"
         table.add_row(
             f"{row['leaves']:,}",
             row["core"],
-            *(f"{row[name]:,.0f}" for name in ("match_us", "insert_us", "evict_us")),
-            f"{row['policy_us']:,.0f}" if row["core"] == "sglang_ext" else "",
-            f"{row['sum_us']:,.0f}",
+            *(f"{row[f'{name}_us']:,.0f}" for name in (*three, "sum")),
             f"{row['sum_us'] / best:.2f}" if best else "",
+            *(f"{row[f'{name}_us']:,.0f}" if ours else "" for name in ("policy", "all")),
         )
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     for finding in result["findings"]:
