@@ -127,7 +127,7 @@ def _measure(what: CacheBench, leaves: int, on_step: Callable[[str], None]) -> l
             for end in range(what.turn_tokens, len(tokens) + 1, what.turn_tokens):
                 cache.insert(tokens[:end], end - what.turn_tokens)
         cache.warm(sessions)
-    with _no_collection():
+    with _undisturbed():
         for number in range(what.rounds):
             place = number % count
             sessions[place] = sessions[place] + _tokens(rng, what.turn_tokens)
@@ -139,7 +139,7 @@ def _measure(what: CacheBench, leaves: int, on_step: Callable[[str], None]) -> l
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def _undisturbed() -> Iterator[None]:
     """Keep out what hits now one core, now another, for what all of them have left behind.
 
     A full collection of this process takes half a second. A copy of 100,000 tokens takes 0.5 ms

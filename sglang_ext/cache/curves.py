@@ -8,14 +8,14 @@ from bisect import bisect_right
 from math import inf
 from typing import Any
 
-from sglang_ext.cache.ages import AGES, cold_value, hold_value
+from sglang_ext.cache.ages import AGES, ENDS, cold_value, hold_value
 from sglang_ext.cache.conversation import FEATURES, Stop
 from sglang_ext.cache.returns import ReturnModel
 
 __all__ = ["AGES_S", "COLD", "NEXT_S", "Curves", "place_of"]
 
 AGES_S: list[float] = AGES.tolist()
-_ENDS_S = [*AGES_S[1:], AGES_S[-1] * 1.5]
+_ENDS_S: list[float] = ENDS.tolist()
 NEXT_S = [*AGES_S, inf]
 # Worth by age of a policy that has learned nothing.
 COLD: list[float] = cold_value().tolist()

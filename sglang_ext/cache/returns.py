@@ -192,7 +192,7 @@ class ReturnModel:
         """
         if not self.steps:
             return np.asarray(1.0 / (1.0 + np.exp(-PRIOR)))
-        hazard = 1.0 / (1.0 + np.exp(-self._forward(x)[1]))
+        hazard = 1.0 / (1.0 + np.exp(-self._forward(x, BASIS)[1]))
         return np.asarray(hazard * self._seen / (self._seen + _HALF_SEEN))
 
     def curve(self, x: npt.NDArray[np.float32]) -> Array:
@@ -279,11 +279,14 @@ class ReturnModel:
         self._entered[:known], self._age[:known] = entered, age
         self._back[:known] = back > 0.5
 
-    def _forward(self, x: npt.NDArray[Any]) -> tuple[Array, Array]:
-        inner, inner_bias, outer, direct, level, fine = self._weights
+    def _forward(self, x: npt.NDArray[Any], basis: npt.NDArray[Any]) -> tuple[Any, Any]:
+        """Hidden layer and log-odds of hazards, in the precision of ``basis``."""
+        kind = basis.dtype
+        inner, inner_bias, outer, direct = (w.astype(kind, copy=False) for w in self._weights[:4])
+        level, fine = self._weights[4:]
         hidden = np.tanh(x @ inner + inner_bias)
-        common = PRIOR + level @ RAMPS + fine
-        odds = (hidden @ outer + x @ direct) @ BASIS + common
+        common = (PRIOR + level @ RAMPS + fine).astype(kind, copy=False)
+        odds = (hidden @ outer + x @ direct) @ basis + common
         return hidden, np.clip(odds, -13.8, 13.8)
 
     def _step(self, now: float) -> None:
@@ -297,18 +300,14 @@ class ReturnModel:
         at_risk, event = self._targets(rows, now)
         seen = at_risk.mean(axis=0, dtype=np.float64) * known
         self._seen += (seen - self._seen) / min(self.steps + 1, 20)
-        inner, inner_bias, outer, direct, level, fine = self._weights
-        outer_32 = outer.astype(np.float32)
-        hidden = np.tanh(x @ inner.astype(np.float32) + inner_bias.astype(np.float32))
-        common = (PRIOR + level @ RAMPS + fine).astype(np.float32)
-        odds = (hidden @ outer_32 + x @ direct.astype(np.float32)) @ BASIS_32 + common
-        np.clip(odds, -13.8, 13.8, out=odds)
+        inner, _, outer, direct, level, fine = self._weights
+        hidden, odds = self._forward(x, BASIS_32)
         weight = self._weight[rows]
         at_risk *= (weight / weight.sum()).astype(np.float32)[:, None]
         error = (np.float32(1.0) / (np.float32(1.0) + np.exp(-odds)) - event) * at_risk
         at_hats = error @ BASIS_32.T
         at_ages = error.sum(axis=0)
-        at_hidden = at_hats @ outer_32.T * (np.float32(1.0) - hidden * hidden)
+        at_hidden = at_hats @ outer.astype(np.float32).T * (np.float32(1.0) - hidden * hidden)
         shrink = max(_SHRINK, _PRIOR_PAUSES / self.opened)
         slopes = (
             x.T @ at_hidden + shrink * inner,

@@ -34,8 +34,12 @@ _PROGRESS = "_sglang_ext_progress"
 
 def progress_of(grammar: Any) -> Progress | None:
     """What is known of the call that ``grammar`` holds; None where the tag is not ours."""
-    inner = getattr(grammar, "grammar", None) or grammar  # within a reasoner
-    return getattr(inner, _PROGRESS, None)
+    return getattr(_inner(grammar), _PROGRESS, None)
+
+
+def _inner(grammar: Any) -> Any:
+    """xgrammar's, where SGLang has put it within a reasoner."""
+    return getattr(grammar, "grammar", None) or grammar
 
 
 def attach(_result: Any, manager: Any, request: Any) -> None:
@@ -50,7 +54,7 @@ def attach_ready(requests: list[Any], manager: Any) -> None:
 
 
 def _attach(manager: Any, request: Any) -> None:
-    grammar = getattr(request.grammar, "grammar", None) or request.grammar
+    grammar = _inner(request.grammar)
     key = getattr(grammar, "key_string", None)
     tokenizer = manager.scheduler.tokenizer
     if not isinstance(key, str) or OURS not in key or tokenizer is None:
@@ -89,7 +93,7 @@ def fill_vocab_mask(original: Callable[..., None], grammar: Any, mask: Any, row:
 def _give_up(grammar: Any) -> None:
     """The grammar alone holds the call from here on; the scheduler would end on the exception."""
     logger.exception("A call is written on, but it will not be ended before its budget is")
-    setattr(getattr(grammar, "grammar", None) or grammar, _PROGRESS, None)
+    setattr(_inner(grammar), _PROGRESS, None)
 
 
 def _allow(words: Any, tokens: list[int]) -> None:

@@ -8,6 +8,7 @@ import pickle
 import socket
 
 import pytest
+from support.refusals import refused
 
 from sglang_ext import arguments
 from sglang_ext.cache import folder as folder_module
@@ -41,15 +42,6 @@ def parser():
     parser.add_argument("--hicache-write-policy", default="write_through")
     arguments.add_flags(parser)
     return parser
-
-
-def refused(parser, argv, capsys):
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args(argv)
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_help_shows_every_flag(parser):

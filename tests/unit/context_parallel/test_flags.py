@@ -5,6 +5,7 @@ import json
 
 import pytest
 from sglang.srt.server_args import ServerArgs
+from support.refusals import refused
 
 from sglang_ext import arguments
 from sglang_ext.config import context_parallel_stock, parse
@@ -36,15 +37,6 @@ def written(folder, config):
 
 def argv(model, *flags):
     return ["--model-path", model, "--port", "0", "--ext-cp-size", "2", *flags]
-
-
-def refused(parser, arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args(arguments)
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 @pytest.mark.parametrize(
