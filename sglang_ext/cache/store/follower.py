@@ -304,12 +304,19 @@ class Follower:
             return 0
         for number, record in self._reader.records(self._next):
             if record is None:
-                return 0
+                break
             if record.kind == RecordKind.NEXT:
                 return record.time_us
             self._apply(record)
             self._next = number + 1
-        return 0
+        return self._unnamed_next(self._reader)
+
+    def _unnamed_next(self, reader: JournalReader) -> int:
+        """Generation of the journal after a full one that the disk did not let name it, or 0."""
+        if self._folder is None or not reader.is_full(self._next):
+            return 0
+        generation = reader.generation + 1
+        return generation if generation in self._folder.journals() else 0
 
     def _apply(self, record: Record) -> None:
         """Apply a record; files are opened before the catalog's lock is taken, closed after."""

@@ -315,6 +315,10 @@ class JournalReader:
         size = self._disk.stat(self._file).st_size
         return "" if size >= header.file_bytes else f"was cut to {size} bytes"
 
+    def is_full(self, number: int) -> bool:
+        """Whether records before ``number`` are all there is room for, the way on left out."""
+        return number >= (self._file_bytes - JOURNAL_HEADER_BYTES) // RECORD_BYTES - 1
+
     @property
     def is_linked(self) -> bool:
         """Whether the file still has its name."""

@@ -77,6 +77,7 @@ class Keeper:
         self._interval_s = options.sync_interval_s
         self._stall_s = options.stall_s
         self._syncing = threading.Lock()
+        self._released = False
         self._checkpointing = threading.Lock()
         self._wake = threading.Event()
         self._wanted = False
@@ -225,6 +226,8 @@ class Keeper:
     def sync(self) -> None:
         """Make everything so far durable. Raises ``OSError`` where the disk does not."""
         with self._syncing:
+            if self._released:
+                return  # closing has done it
             if self.journal.lost:
                 self._checkpoint_now()  # what a failed sync has lost is durable no other way
             self.catalog.record_touches()
@@ -272,10 +275,15 @@ class Keeper:
                 )
 
     def release(self) -> None:
-        """Close all files and give the lock back; nothing is written. No operation is under way."""
-        self.journal.close()
-        self.files.close_all(self.catalog.segments)
-        self.folder.release()
+        """Close all files and give the lock back; nothing is written. No operation is under way.
+
+        Waits for a ``sync`` that is; one that comes later has nothing left to do.
+        """
+        with self._syncing:
+            self._released = True
+            self.journal.close()
+            self.files.close_all(self.catalog.segments)
+            self.folder.release()
 
     def leave(self, *, was_open: bool) -> None:
         """In a process that was forked: close what is the parent's. No lock is taken."""

@@ -166,7 +166,7 @@ def test_closing_twice_is_closing_once(tmp_path):
         assert in_use(tmp_path / "s")
 
 
-@pytest.mark.parametrize("call", ["read", "prefix", "write", "grow", "clear"])
+@pytest.mark.parametrize("call", ["read", "prefix", "write", "grow", "clear", "flush"])
 def test_a_call_that_a_close_overtakes_returns_at_once(tmp_path, monkeypatch, call):
     """It has seen an open store, and goes on when the store is closed."""
     store = PageStore(tmp_path / "s", options(stall_s=20.0))
@@ -177,6 +177,7 @@ def test_a_call_that_a_close_overtakes_returns_at_once(tmp_path, monkeypatch, ca
         "write": (store._catalog, "plan", lambda: not any(write(store, chain("b", 3)))),
         "grow": (store._catalog, "plan", lambda: not any(write(store, chain("b", 3), 30_000))),
         "clear": (store._reader.ahead, "forget", lambda: store.clear() is None),
+        "flush": (store._keeper, "sync", lambda: store.flush() is None),
     }
     where, name, act = calls[call]
     original = getattr(where, name)

@@ -11,6 +11,7 @@ from support.store_pages import chain, options, read, write
 
 from sglang_ext.cache.store import PageStore
 from sglang_ext.cache.store import follower as follower_module
+from sglang_ext.cache.store.format import RECORD_BYTES
 from sglang_ext.cache.store.options import MIB
 
 KEYS = chain("a", 20)
@@ -154,6 +155,36 @@ def test_a_journal_that_cannot_be_read_leaves_the_view_as_it_was(view, writer, d
     eventually(lambda: view.prefix(KEYS) == 20)
     assert all(read(view, KEYS))
     assert view.stats().healthy
+
+
+def test_a_view_goes_on_where_a_full_journal_could_not_name_the_next(folder):
+    """And no checkpoint comes that would have it begin anew."""
+    disk = FaultyDisk()
+    failed = []
+
+    def fault(operation, path, offset):
+        is_link = path.name.endswith("1.log") and offset == path.stat().st_size - RECORD_BYTES
+        if operation == "write" and is_link:
+            failed.append(path.name)
+            return errno.EIO
+        return errno.EIO if ".ckpt" in path.name else 0
+
+    with (
+        PageStore(folder, options(), disk=disk) as writer,
+        PageStore.follow(folder, options()) as view,
+    ):
+        write(writer, chain("first", 2))
+        assert view.prefix(chain("first", 2)) == 2
+        disk.fault = fault
+        number = 0
+        while not failed:
+            number += 1
+            assert number < 500, "the journal never was full"
+            write(writer, chain(f"a{number}", 1))
+        eventually(lambda: all(write(writer, chain("last", 3))))
+        assert view.prefix(chain("last", 3)) == 3
+        assert len(list(folder.glob("journal-*.log"))) == 2
+        disk.fault = lambda *what: 0
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EROFS])
