@@ -40,6 +40,7 @@ class Turn:
 
     ``begin`` is when its pause began and ``curve`` the worth of holding a block by the pause's age;
     ``place`` is the tree's and ``shadow`` the guards': where the end of this request's path is.
+    ``shadow_asked`` are nodes above ``shadow`` that the guards were asked for last.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Turn:
         "place",
         "running_pause",
         "shadow",
+        "shadow_asked",
     )
 
     def __init__(self, conversation: "Conversation", begin: float) -> None:
@@ -62,6 +64,7 @@ class Turn:
         self.pinned_until = 0.0
         self.place: object = None
         self.shadow: object = None
+        self.shadow_asked: tuple[object, ...] = ()
 
     @property
     def is_current(self) -> bool:

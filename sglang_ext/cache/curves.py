@@ -5,6 +5,7 @@ Pure: neither torch nor SGLang is imported.
 
 from array import array
 from bisect import bisect_right
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -12,11 +13,13 @@ from sglang_ext.cache.ages import AGES, ENDS, cold_value, hold_value
 from sglang_ext.cache.conversation import FEATURES, Stop
 from sglang_ext.cache.returns import ReturnModel
 
-__all__ = ["AGES_S", "COLD", "NEXT_S", "Curves", "place_of"]
+__all__ = ["AGES_S", "COLD", "NEXT_S", "Curves", "place_of", "worth_at"]
 
 AGES_S: list[float] = AGES.tolist()
 _ENDS_S: list[float] = ENDS.tolist()
 NEXT_S = [*AGES_S, inf]
+_LAST = len(AGES_S) - 1
+_WIDTHS_S = [after - age for age, after in pairwise(AGES_S)]
 # Worth by age of a policy that has learned nothing.
 COLD: list[float] = cold_value().tolist()
 # Pauses between two looks at the average curve, by which strangers are judged; before the first.
@@ -30,23 +33,6 @@ class Curves:
         self._model = model
         self._average = model.packed(model.average())
         self._average_at = model.opened
-
-    def worth(self, curve: "array[float]", place: int, age: float) -> float:
-        """A curve between two ages.
-
-        A cold model takes steps, which keep the order of ages exact though worths are asked for at
-        different times.
-
-        Args:
-            curve: of the model, or `average`.
-            place: of the last age in `AGES_S` that is not above ``age``.
-            age: seconds since the pause began.
-        """
-        worth = curve[place]
-        if not self._model.steps or place + 1 >= len(curve):
-            return worth
-        part = (age - AGES_S[place]) / (AGES_S[place + 1] - AGES_S[place])
-        return worth + (curve[place + 1] - worth) * min(1.0, max(0.0, part))
 
     def average(self) -> "array[float]":
         """The curve of a pause of which nothing particular is known."""
@@ -83,3 +69,28 @@ def place_of(begin: float, now: float) -> tuple[int, float]:
     if until <= now:  # the sum was rounded
         place, until = place + 1, begin + NEXT_S[place + 1]
     return max(0, place - 1), until
+
+
+def worth_at(curve: "array[float]", begin: float, now: float) -> tuple[float, float]:
+    """A curve between two ages, and until when that counts.
+
+    A cold model takes steps instead (`COLD`), which keep the order of ages exact though worths are
+    asked for at different times.
+
+    Args:
+        curve: `[ages]`, of the model, or `Curves.average`.
+        begin: of the pause, seconds.
+        now: seconds.
+    """
+    age = now - begin
+    place = bisect_right(AGES_S, age)
+    until = begin + NEXT_S[place]
+    if place and until > now:
+        place -= 1
+    else:
+        place, until = place_of(begin, now)
+    worth = curve[place]
+    if place == _LAST:
+        return worth, until
+    part = (age - AGES_S[place]) / _WIDTHS_S[place]
+    return worth + (curve[place + 1] - worth) * min(1.0, max(0.0, part)), until

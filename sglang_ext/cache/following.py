@@ -37,19 +37,21 @@ class FollowingMixin(_Core):
     index: TreeIndex | None = None
     turn: Turn | None = None
     tenant = ""
+    # Where the last look-up of a request ended, and whose it was.
+    _met: tuple[Turn | None, Node | None] = (None, None)
 
     def steer(
         self,
         make: Callable[[int], TreeIndex],
         clock: Callable[[], float] = time.time,
-        on_lost: Callable[[Node], None] = lambda node: None,
+        on_lost: Callable[[Node, float], None] = lambda node, now: None,
     ) -> None:
         """Begin to steer; the tree is empty.
 
         Args:
             make: an index for a tree with this root.
             clock: seconds, equal on all ranks.
-            on_lost: called with each node that is about to leave memory.
+            on_lost: called with each node that is about to leave memory, and the time.
         """
         self._make_index = make
         self._clock = clock
@@ -98,7 +100,7 @@ class FollowingMixin(_Core):
 
     def _note_insert(self, node_id: int, key: RadixKey) -> None:
         index, now = self._steered(), self._clock()
-        node, fresh = self._learned(node_id, key, now)
+        node, fresh = self._learned(node_id, key, now, touched=True)
         for above in index.mirror.path(node):  # an insert brings what it passes to the device
             if above.device and above not in fresh:
                 break
@@ -113,7 +115,8 @@ class FollowingMixin(_Core):
         return result
 
     def _note_match(self, node_id: int, key: RadixKey) -> None:
-        self._learned(node_id, key, self._clock())
+        node, _ = self._learned(node_id, key, self._clock())
+        self._met = self.turn, node
 
     def insert_host(self, node_id: int, key: RadixKey, host_value: Any, hash_value: Any) -> Any:
         """A prefix has arrived from storage."""
@@ -129,7 +132,7 @@ class FollowingMixin(_Core):
             raise MirrorError(f"a prefix was read below node {above_id}, which is unknown")
         node = index.get(node_id)
         if node is None:
-            node, _ = self._learn(node_id, key, now, above)
+            node, _ = self._learn(node_id, key, now, above, touched=True)
         self.counts["promoted_storage"] += len(node) if node.use.touch == NEVER else 0
         index.touch(node, self.turn, now)
 
@@ -150,21 +153,30 @@ class FollowingMixin(_Core):
                 self.counts["promoted_host"] += len(node)
             index.to_device(node, now)
 
-    def _learned(self, node_id: int, key: RadixKey, now: float) -> tuple[Node, list[Node]]:
+    def _learned(
+        self, node_id: int, key: RadixKey, now: float, *, touched: bool = False
+    ) -> tuple[Node, list[Node]]:
         node = self._steered().get(node_id)
         if node is not None:
             return node, []
-        return self._learn(node_id, key, now)
+        return self._learn(node_id, key, now, touched=touched)
 
     def _learn(
-        self, node_id: int, key: RadixKey, now: float, above: Node | None = None
+        self,
+        node_id: int,
+        key: RadixKey,
+        now: float,
+        above: Node | None = None,
+        *,
+        touched: bool = False,
     ) -> tuple[Node, list[Node]]:
         first = 0 if above is None else above.end
-        path = self.path_entries(node_id)
+        key_at = self._keys(key, first, above)
+        path = self._grown(node_id, key, key_at) if above is None else ()
+        path = path or self.path_entries(node_id)
         if not path:
             raise MirrorError(f"the tree has another root, {node_id}")
-        key_at = self._keys(key, first, above)
-        node, fresh = self._steered().learn(path, key_at, now, self.tenant)
+        node, fresh = self._steered().learn(path, key_at, now, self.tenant, touched=touched)
         if node.tokens is None:
             behind = 1 if self.is_eagle else 0
             node.tokens = key.token_ids[node.begin - first : node.end - first + behind]
@@ -172,6 +184,29 @@ class FollowingMixin(_Core):
             if not new.device:
                 self._pin(new)
         return node, fresh
+
+    def _grown(
+        self, node_id: int, key: RadixKey, key_at: Callable[[int], Hashable]
+    ) -> Sequence[PathEntry]:
+        """The end of a path that goes on from where its request was already; else nothing.
+
+        Most new nodes are what a request adds to its own path, whose nodes are known: no need to
+        read them. A node is known to hang there where its length leaves no room for another, and is
+        not the upper part of one that was there.
+        """
+        turn, (met_by, met) = self.turn, self._met
+        places = () if turn is None else (turn.place, met if met_by is turn else None)
+        known = [at for at in places if isinstance(at, Node) and at.parent is not None]
+        above = max(known, key=lambda at: at.end, default=None)
+        if above is None or not above.tokens:
+            return ()
+        begin, end = above.end, len(key) // self.page_size * self.page_size
+        if end <= begin or None in above.children or key_at(begin) in above.children:
+            return ()
+        run = key.token_ids[above.begin : above.begin + len(above.tokens)]
+        if run != above.tokens or self.run_tokens(node_id) != end - begin:
+            return ()
+        return (PathEntry(node_id, above.id, begin, end, end - begin, 0),)
 
     def _keys(self, key: RadixKey, first: int, above: Node | None) -> Callable[[int], Hashable]:
         """Under which keys the nodes of a path hang on their parents.
@@ -239,6 +274,14 @@ class FollowingMixin(_Core):
         self.dec_host_lock_ref(node.id, pin)
 
     # --- small things
+
+    def run_tokens(self, node_id: int) -> int:
+        """Length of a node's own run; 0 where the core does not say.
+
+        Raises:
+            KeyError: there is no such node.
+        """
+        return 0
 
     def path_entries(self, node_id: int) -> Sequence[PathEntry]:
         """The path to a node.

@@ -19,6 +19,9 @@ _WINDOW = 2000.0
 # Lead of the learned order at which it is trusted, and below which it no longer is, in standard
 # deviations of what chance would do.
 _TRUST, _DROP = 1.0, 0.0
+# Requests that a lead from before a restart counts as, at most: the traffic may be another one now,
+# and what was earned by thousands of requests would take as long to be lost.
+_RESTORED = 100.0
 # Part by which capacities may differ that count as the same after a restart: servers round them.
 _SAME = 0.05
 
@@ -60,11 +63,19 @@ class Guard:
     def load(self, states: Iterable[Sequence[float]]) -> None:
         """Take back the `state` of a guard of this capacity, or of nearly this; others say nothing.
 
+        The verdict stays. Its lead and what chance would do shrink to those of a hundred requests,
+        so that other traffic than the lead was earned by undoes it as soon.
+
         Args:
             states: of all guards that were kept.
         """
         mine = self.capacity_tokens
         nearest = min(states, key=lambda state: abs(state[0] - mine), default=None)
         if nearest is not None and abs(nearest[0] - mine) <= _SAME * mine:
-            _, self.lead_tokens, self._squares, trusted = nearest
-            self.trusted = bool(trusted)
+            part = _RESTORED / _WINDOW
+            _, lead, squares, trusted = nearest
+            self.lead_tokens, self._squares, self.trusted = (
+                part * lead,
+                part * squares,
+                bool(trusted),
+            )

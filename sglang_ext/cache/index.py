@@ -63,8 +63,12 @@ class TreeIndex:
         key_at: Callable[[int], Hashable],
         now: float,
         tenant: str = "",
+        *,
+        touched: bool = False,
     ) -> tuple[Node, list[Node]]:
         """Take in the path to a node; see `Mirror.learn`. New nodes belong to ``tenant`` (a place).
+
+        ``touched``: `touch` follows at once, which ranks the node.
 
         Raises:
             MirrorError: the path contradicts what is known.
@@ -84,7 +88,8 @@ class TreeIndex:
             for new in fresh:
                 if new.id in on_device:  # an insert has brought the upper part of a host node back
                     self.to_device(new, now)
-            self.refresh(node, now)
+            if not touched:
+                self.refresh(node, now)
         return node, fresh
 
     def touch(self, node: Node, turn: Turn | None, now: float) -> None:
@@ -141,10 +146,19 @@ class TreeIndex:
         Raises:
             MirrorError: something below it is on the device.
         """
-        for child in list(node.children.values()):
-            if child.device:
-                raise MirrorError(f"node {node.id} is gone, its child {child.id} is on the device")
-            self.gone(child, now)
+        if not node.children:
+            self._remove(node, now)
+            return
+        below = [node]
+        for one in below:
+            for child in one.children.values():
+                if child.device:
+                    raise MirrorError(f"node {child.id} is on the device, {one.id} is gone")
+                below.append(child)
+        for one in reversed(below):
+            self._remove(one, now)
+
+    def _remove(self, node: Node, now: float) -> None:
         parent = node.parent
         self._hand_up(node)
         turn = node.use.turn
@@ -155,7 +169,7 @@ class TreeIndex:
         self.host.discard(node)
         self._host_locks.pop(node.id, None)
         self.mirror.remove(node)
-        if parent is not None:
+        if parent is not None and parent.parent is not None:
             self.refresh(parent, now)
 
     def lock(self, node: Node) -> None:

@@ -55,7 +55,9 @@ class Marks:
         self._grow(blocks)
         whole = np.asarray(ids[: blocks * self.block_tokens], dtype=np.int64).view(np.uint64)
         with np.errstate(over="ignore"):
-            sums = whole.reshape(blocks, self.block_tokens) @ self._weights + self._mix
+            # Of whole numbers numpy's own sum of products is faster than its product of matrices.
+            rows = whole.reshape(blocks, self.block_tokens)
+            sums = np.einsum("ij,j->i", rows, self._weights) + self._mix
             sums ^= sums >> _FOLD
             sums *= self._mix
             sums ^= sums >> _FOLD

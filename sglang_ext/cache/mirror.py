@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple, overload
 
-from sglang_ext.cache.use import Use
+from sglang_ext.cache.use import UNUSED
 from sglang_ext.errors import MirrorError
 
 __all__ = ["Mirror", "Node", "PathEntries", "PathEntry"]
@@ -92,7 +92,7 @@ class Node:
         self.device_children = 0
         self.locks = 0  # locks taken at this very node
         self.pin: object = None  # receipt of the host lock that keeps others from evicting it
-        self.use = Use()
+        self.use = UNUSED
         self.tenant = ""
         # Ids of the run, and where keys are pairs of tokens the one behind it; None: not known.
         self.tokens: array[int] | None = None
@@ -203,13 +203,20 @@ class Mirror:
             yield at
             at = at.parent
 
-    def text(self, node: Node) -> "array[int] | None":
-        """Tokens of the path to a node; None where some are not known."""
-        whole = array("q")
-        for at in reversed(list(self.path(node))):
-            if at.tokens is None:
+    def text(self, node: Node, end: int | None = None) -> "array[int] | None":
+        """Tokens of the path to a node, up to an offset; None where some are not known."""
+        runs = []
+        for at in self.path(node):
+            run = at.tokens
+            if run is None:
                 return None
-            whole += at.tokens if at is node else at.tokens[: len(at)]
+            if at is node:
+                run = run if end is None else run[: end - at.begin]
+            elif len(run) != len(at):
+                run = run[: len(at)]
+            runs.append(run)
+        whole = array("q")
+        whole.frombytes(b"".join(reversed(runs)))
         return whole
 
     def check_integrity(self) -> None:
@@ -288,4 +295,4 @@ def _clear(node: Node) -> None:
     turn = node.use.turn
     if turn is not None and turn.place is node:
         turn.place = None
-    node.parent, node.tokens, node.children, node.use = None, None, {}, Use()
+    node.parent, node.tokens, node.children, node.use = None, None, {}, UNUSED

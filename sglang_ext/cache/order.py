@@ -12,7 +12,7 @@ Pure: neither torch nor SGLang is imported, time is an argument.
 import heapq
 from collections.abc import Callable, Hashable
 from math import inf, nextafter
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
 
 from sglang_ext.cache.shares import Shares
 
@@ -30,14 +30,14 @@ Rank = Callable[[Leaf, float], tuple[float, float]]
 _Row = tuple[float, float, int, Leaf]
 
 
-class _Held(NamedTuple):
-    """What counts of a leaf: its rows of these versions, and what it was ranked with."""
-
-    version: int
-    age_version: int
-    touch: int
-    worth: float
-    until: float
+# What counts of a leaf: its rows of these versions (by worth and when that changes, by age), and
+# what it was ranked with: touch, worth and until when that holds. A plain tuple: one is made for
+# each leaf that is ranked, and a named one costs as much as ranking does.
+_Held = tuple[int, int, int, float, float]
+_BY_WORTH: Final = 0
+_BY_AGE: Final = 1
+_TOUCH: Final = 2
+_WORTH: Final = 3
 
 
 class _Rows(Generic[Leaf]):
@@ -48,7 +48,7 @@ class _Rows(Generic[Leaf]):
         version: which field of it has the version of a row of this heap.
     """
 
-    def __init__(self, held: dict[Leaf, _Held], version: int = 0) -> None:
+    def __init__(self, held: dict[Leaf, _Held], version: int = _BY_WORTH) -> None:
         self._held = held
         self._version = version
         self._rows: list[_Row[Leaf]] = []
@@ -59,15 +59,16 @@ class _Rows(Generic[Leaf]):
 
     def push(self, row: "_Row[Leaf]") -> None:
         """Add a row: by what it is ordered, then by what, version, leaf."""
-        rows, old = self._rows, self._old
-        heapq.heappush(rows, row)
-        if old:
-            for _ in range(min(_SWEPT, len(old))):
-                last = old.pop()
-                if self._counts(last):
-                    heapq.heappush(rows, last)
+        rows = self._rows
+        top = self._held.get(rows[0][3]) if rows else None
+        if rows and (top is None or top[self._version] != rows[0][2]):
+            heapq.heapreplace(rows, row)  # one way through the heap in place of two
+        else:
+            heapq.heappush(rows, row)
+        if self._old:
+            self._sweep()
         elif len(rows) > 64 + _ROWS * len(self._held):
-            self._rows, self._old = old, rows
+            self._rows, self._old = self._old, rows
 
     def first(self) -> "_Row[Leaf] | None":
         """The lowest row that counts; it stays."""
@@ -77,10 +78,22 @@ class _Rows(Generic[Leaf]):
         other = self._first(self._old)
         return min((row for row in (first, other) if row is not None), default=None)
 
+    def _sweep(self) -> None:
+        old = self._old
+        for _ in range(min(_SWEPT, len(old))):
+            last = old.pop()
+            if self._counts(last):
+                heapq.heappush(self._rows, last)
+
     def _first(self, rows: "list[_Row[Leaf]]") -> "_Row[Leaf] | None":
-        while rows and not self._counts(rows[0]):
+        held, version = self._held, self._version
+        while rows:
+            row = rows[0]
+            mine = held.get(row[3])
+            if mine is not None and mine[version] == row[2]:
+                return row
             heapq.heappop(rows)
-        return rows[0] if rows else None
+        return None
 
     def _counts(self, row: "_Row[Leaf]") -> bool:
         held = self._held.get(row[3])
@@ -102,7 +115,7 @@ class EvictionOrder(Generic[Leaf]):
         self._by_recency = by_recency
         self._held: dict[Leaf, _Held] = {}
         self._lowest = _Rows(self._held)
-        self._oldest = _Rows(self._held, 1)
+        self._oldest = _Rows(self._held, _BY_AGE)
         self._due = _Rows(self._held)
         self._version = 0
 
@@ -120,19 +133,18 @@ class EvictionOrder(Generic[Leaf]):
             touch: number of the request that passed it last.
             now: seconds.
         """
-        self._version = version = age_version = self._version + 1
         worth, until = self._rank(leaf, now)
         if until <= now:
             until = nextafter(now, inf)  # never due at once again: times are rounded
-        if self._by_recency is not None:
-            before = self._held.get(leaf)
-            held = worth == inf
-            if before is not None and before.touch == touch and held == (before.worth == inf):
-                age_version = before.age_version  # ages are not ranked anew
-            else:
-                self._oldest.push((inf if held else 0.0, touch, version, leaf))
-        self._held[leaf] = _Held(version, age_version, touch, worth, until)
+        self._version = version = age_version = self._version + 1
+        held, before = worth == inf, self._held.get(leaf)
+        if before is not None and before[_TOUCH] == touch and held == (before[_WORTH] == inf):
+            age_version = before[_BY_AGE]  # ages are not ranked anew
+        # What counts is said first: a row that no longer does gives its place to the new one.
+        self._held[leaf] = version, age_version, touch, worth, until
         self._lowest.push((worth, touch, version, leaf))
+        if age_version == version and self._by_recency is not None:
+            self._oldest.push((inf if held else 0.0, touch, version, leaf))
         if until < inf:
             self._due.push((until, touch, version, leaf))
 
@@ -156,7 +168,7 @@ class EvictionOrder(Generic[Leaf]):
             due = self._due.first()
             if due is None or due[0] > now:
                 break
-            self.add(due[3], held[due[3]].touch, now)
+            self.add(due[3], held[due[3]][_TOUCH], now)
         rows = self._lowest
         if self._by_recency is not None and self._by_recency():
             rows = self._oldest
@@ -164,12 +176,12 @@ class EvictionOrder(Generic[Leaf]):
             row = rows.first()
             if row is None:
                 return None
-            lowest = held[row[3]]
-            if lowest.until > now:
-                return row[0], lowest.touch, row[3]
-            self.add(row[3], lowest.touch, now)
+            _, _, touch, _, until = held[row[3]]
+            if until > now:
+                return row[0], touch, row[3]
+            self.add(row[3], touch, now)
         row = rows.first()
-        return None if row is None else (row[0], held[row[3]].touch, row[3])
+        return None if row is None else (row[0], held[row[3]][_TOUCH], row[3])
 
 
 class FairOrder(Generic[Leaf]):
@@ -217,9 +229,8 @@ class FairOrder(Generic[Leaf]):
 
     def discard(self, leaf: Leaf) -> None:
         """Remove a leaf, if it is there."""
-        tenant = self._of.pop(leaf, None)
-        if tenant is not None:
-            self._discard(tenant, leaf)
+        if leaf in self._of:
+            self._discard(self._of.pop(leaf), leaf)
 
     def lowest(self, now: float) -> Leaf | None:
         """The leaf to drop first at ``now``; it stays. None: there is no leaf."""

@@ -24,7 +24,7 @@ from math import inf
 from typing import Any
 
 from sglang_ext.cache.conversation import FEATURES, Conversation, Stop, Turn
-from sglang_ext.cache.curves import COLD, Curves, place_of
+from sglang_ext.cache.curves import COLD, Curves, place_of, worth_at
 from sglang_ext.cache.guard import Guard
 from sglang_ext.cache.pins import Pins
 from sglang_ext.cache.policy_state import restore, saved
@@ -170,11 +170,12 @@ class Policy:
         curve = turn.curve
         if curve is None:
             return inf, inf
-        cold = not self.model.steps
-        if not cold and turn.conversation.turn is not turn:
+        if not self.model.steps:
+            place, until = place_of(turn.begin, now)
+            return COLD[place], until
+        if turn.conversation.turn is not turn:
             return STALE, inf
-        place, until = place_of(turn.begin, now)
-        return COLD[place] if cold else self._curves.worth(curve, place, now - turn.begin), until
+        return worth_at(curve, turn.begin, now)
 
     def node_worth(self, turn: Turn, end_tokens: int, now: float) -> tuple[float, float]:
         """What holding a block of a node is worth, as `worth`.
@@ -184,8 +185,10 @@ class Policy:
             end_tokens: where the node ends, from the root.
             now: seconds.
         """
-        last = (end_tokens - 1) // self.block_tokens
-        return self._joint_worth(self._shadow.turns(turn, last), now)
+        if turn.shadow is None:
+            return self.worth(turn, now)
+        turns = self._shadow.turns(turn, (end_tokens - 1) // self.block_tokens)
+        return self._joint_worth(turns, now) if len(turns) > 1 else self.worth(turns[0], now)
 
     def run_begin(self, turn: Turn, end_tokens: int) -> int:
         """Where the run of blocks begins that are worth the same, by `node_worth`, up to an end."""
@@ -333,6 +336,7 @@ class Policy:
         self.model, self.sessions, self._guarded = model, sessions, restored.guards
         self._curves = Curves(model)
         self.pins.clear()
+        self._shadow.clear()  # its turns are of conversations that nobody knows any more
         for guard, *_ in self._guards:
             guard.load(restored.guards)
 

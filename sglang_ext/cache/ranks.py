@@ -63,9 +63,12 @@ class Learned:
 
     def __call__(self, node: Node, now: float) -> tuple[float, float]:
         """Ask the policy. A node without any request counts as worth nothing."""
-        if node.use.turn is None:
+        turn = node.use.turn
+        if turn is None:
             return 0.0, inf
-        return self.policy.node_worth(node.use.turn, node.end, now)
+        if turn.shadow is None:  # one whom the guards do not know shares nothing
+            return self.policy.worth(turn, now)
+        return self.policy.node_worth(turn, node.end, now)
 
     def by_recency(self) -> bool:
         """While nothing was learned, or the guard does not trust it."""

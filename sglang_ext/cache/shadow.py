@@ -29,6 +29,10 @@ _LEAVES = 16_384
 # Requests that a node remembers, the latest first. Default: 8. Cost: ranking a leaf asks each once,
 # 1 us.
 _TURNS = 8
+# Nodes of a path at which the next question for one above them begins. Default: 2, for the leaves
+# that one path has in two tiers. A path that is given up from its end would else be walked anew
+# for each of its nodes.
+_ASKED = 2
 
 
 class _Node:
@@ -56,10 +60,17 @@ class _Node:
         self.kids = [0] * sides  # children of which anything is held
 
 
+_Rank = Callable[[_Node, float], tuple[float, float]]
+
+
 class _Side:
-    def __init__(self, capacity: int, order: "EvictionOrder[_Node]") -> None:
+    def __init__(self, capacity: int, rank: _Rank) -> None:
         self.capacity = capacity
-        self.order = order
+        self._rank = rank
+        self.clear()
+
+    def clear(self) -> None:
+        self.order: EvictionOrder[_Node] = EvictionOrder(self._rank)
         self.used = 0
 
 
@@ -87,10 +98,19 @@ class Shadow:
         for node in self._nodes():
             node.held += [0, 0]
             node.kids += [0, 0]
-        self._sides.append(_Side(capacity, EvictionOrder(lambda node, now: (0.0, inf))))
-        learned: EvictionOrder[_Node] = EvictionOrder(lambda node, now: self._rank(node.turns, now))
-        self._sides.append(_Side(capacity, learned))
+        self._sides.append(_Side(capacity, lambda node, now: (0.0, inf)))
+        self._sides.append(_Side(capacity, lambda node, now: self._rank(node.turns, now)))
         return len(self._sides) - 2, len(self._sides) - 1
+
+    def clear(self) -> None:
+        """Forget all prompts: no side holds anything."""
+        for node in self._nodes():
+            _let_go(node)
+        self._root = _Node(None, 0, array("q"), len(self._sides))
+        self._running.clear()
+        self._held = 0
+        for side in self._sides:
+            side.clear()
 
     def arrive(self, turn: Turn, marks: Sequence[int]) -> list[int]:
         """A request is here and runs until `finish`.
@@ -178,11 +198,20 @@ class Shadow:
             raise ValueError(f"a node at {node.begin} was cut before its time")
 
     def _at(self, turn: Turn, block: int) -> _Node | None:
-        node = turn.shadow
-        if not isinstance(node, _Node) or node.parent is None:
+        """The node of the path of ``turn`` that a block is in; None: the path's end is gone."""
+        end = turn.shadow
+        if not isinstance(end, _Node) or end.parent is None:
             return None
+        if end.begin <= block:
+            return end
+        asked = [one for one in turn.shadow_asked if isinstance(one, _Node)]
+        below = [one for one in asked if one.parent is not None and _end(one) > block]
+        begin = node = min(below, key=_end, default=end)
         while node.begin > block and node.parent is not None:
             node = node.parent
+        if node is not begin:
+            kept = (one for one in turn.shadow_asked if one is not begin and one is not node)
+            turn.shadow_asked = (node, *kept)[:_ASKED]
         return node
 
     def _nodes(self) -> list[_Node]:
@@ -285,6 +314,10 @@ class Shadow:
         if node.parent is not None and not node.running and not any(node.held):
             del node.parent.children[node.marks[0]]
             _let_go(node)
+
+
+def _end(node: _Node) -> int:
+    return node.begin + len(node.marks)
 
 
 def _let_go(node: _Node) -> None:

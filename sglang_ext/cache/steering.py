@@ -28,6 +28,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
 )
 
 from sglang_ext.cache.following import FollowingMixin
+from sglang_ext.cache.leaf_check import Entry, LeafCheck
 from sglang_ext.cache.mirror import Node, PathEntries, PathEntry
 from sglang_ext.errors import MirrorError
 
@@ -56,12 +57,25 @@ class SteeringMixin(FollowingMixin):
     _want = 0
     _own_walk = False  # the core's own walk has been started
 
+    def steer(self, *args: Any, **kwargs: Any) -> None:
+        """As `FollowingMixin.steer`."""
+        self._check = LeafCheck(self._plain_core(), self._told_path)
+        super().steer(*args, **kwargs)
+
+    def _plain_core(self) -> Any:
+        """The core itself: the pins of a check are let go at once, and nobody need follow them."""
+        return super(FollowingMixin, self)
+
+    def _told_path(self, node_id: int) -> Sequence[Entry]:
+        return self.path_entries(node_id)
+
     # --- device memory
 
     def evict_device_start(self, component_type: ComponentType, request_cnt: int) -> None:
         """Begin to evict from a memory of the device."""
         self._own_walk = self.index is None or component_type is not FULL
         self._want = request_cnt
+        self._check.begin()
         if self._own_walk:
             super().evict_device_start(component_type, request_cnt)
 
@@ -127,8 +141,9 @@ class SteeringMixin(FollowingMixin):
                 self._pin(node)
         else:
             self.counts["lost_device"] += len(node)
-            self._on_lost(node)
+            self._on_lost(node, now)
             index.gone(node, now)
+        self._check.evicted(node_id, gone=not backed)
 
     def _next_device_leaf(self, freed: int, result: Any) -> Node | None:
         index, now = self._steered(), self._clock()
@@ -136,29 +151,11 @@ class SteeringMixin(FollowingMixin):
             node = index.device.lowest(now)
             if node is None:
                 return None
-            if self._is_evictable(node):
+            if self._check.agrees(node):
                 self._cut(node, self.need_tokens - freed, result)
                 return node
             index.device.discard(node)
             self.counts["refused"] += 1
-
-    def _is_evictable(self, node: Node) -> bool:
-        """Whether the core agrees that a leaf is one, and that nobody holds it."""
-        try:
-            end = self.path_entries(node.id)[-1]
-        except KeyError:
-            return False
-        if end.device_tokens is None or end.children != len(node.children):
-            return False
-        for child in node.children.values():
-            if not self.is_full_device_evicted(child.id):
-                return False
-        core: Any = super(FollowingMixin, self)  # a try that need not be followed
-        before = core.full_protected_size()
-        core.inc_full_pin(node.id)
-        after = core.full_protected_size()
-        core.dec_full_pin(node.id)
-        return bool(after > before)
 
     def _cut(self, node: Node, tokens: int, result: Any) -> None:
         """Split a victim that is much longer than what is needed, so that only its end goes.
@@ -166,16 +163,18 @@ class SteeringMixin(FollowingMixin):
         What is worth more than its end stays as well.
         """
         page = self.page_size
+        if len(node) <= page:
+            return
         tokens = min(tokens, node.end - self._steered().rank.run_begin(node))
         keep = (len(node) - max(tokens, 1)) // page * page
         if tokens <= 0 or keep <= 0 or keep * _CUT < node.end:
             return
-        *_, top = self._steered().mirror.path(node)
-        text = self._steered().mirror.text(node)
+        mirror, behind = self._steered().mirror, 1 if self.is_eagle else 0
+        *_, top = mirror.path(node)
+        text = mirror.text(node, node.begin + keep + behind)
         if text is None or not isinstance(top.key, tuple):
             return
         extra_key, cache_salt, _ = top.key
-        text = text[: node.begin + keep + (1 if self.is_eagle else 0)]
         params = MatchPrefixParams(key=RadixKey(text, extra_key, cache_salt=cache_salt))
         result.cache_actions.extend(self.match_prefix(params).cache_actions)
         self.counts["cuts"] += 1
@@ -186,6 +185,7 @@ class SteeringMixin(FollowingMixin):
         """Evict from host memory."""
         if self.index is None or component_type is not FULL or self.is_write_back:
             return super().drive_host_eviction(component_type, num_tokens)
+        self._check.begin()
         result = DriveHostEvictionResult()
         aside: list[Node] = []
         while result.tracker[FULL] < num_tokens:
@@ -217,7 +217,7 @@ class SteeringMixin(FollowingMixin):
                 raise MirrorError(f"{freed} tokens left host memory in place of node {node.id}")
             self._note_victim(node.id)
             self.counts["lost_host"] += freed
-            self._on_lost(node)
+            self._on_lost(node, now)
             index.gone(node, now)
         else:  # somebody else holds it too
             self._pin(node)
@@ -237,7 +237,7 @@ class SteeringMixin(FollowingMixin):
             return False
         if not self.is_backuped(least.id):
             return False
-        if not self._is_evictable(least):
+        if not self._check.agrees(least):
             index.device.discard(least)
             self.counts["refused"] += 1
             return False
@@ -280,8 +280,21 @@ class SteeredRustCore(SteeringMixin, RustUnifiedTreeCore):
 
     def path_entries(self, node_id: int) -> Sequence[PathEntry]:
         """The path to a node, without the detour through SGLang's records."""
+        return PathEntries(self._told_path(node_id))
+
+    def _told_path(self, node_id: int) -> Sequence[Entry]:
         (path,) = self._binding.collect_path_info([node_id])
-        return PathEntries(path)
+        told: Sequence[Entry] = path
+        return told
+
+    def _plain_core(self) -> Any:
+        """Without the adapter, which would add nothing."""
+        return self._binding
+
+    def run_tokens(self, node_id: int) -> int:
+        """Length of a node's own run."""
+        (tokens,) = self._binding.get_node_key_lengths([node_id])
+        return int(tokens)
 
 
 class SteeredPythonCore(SteeringMixin, UnifiedTreeCore):

@@ -31,7 +31,7 @@ from sglang_ext.cache.alike import AlikeRanks
 from sglang_ext.cache.carrier import carried_by
 from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.disk_order import DiskOrder
-from sglang_ext.cache.forgetting import Forgetting
+from sglang_ext.cache.forgetting import Forgetting, TreePaths
 from sglang_ext.cache.hooks import disk_tier, set_tree
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.install import BACKEND
@@ -168,7 +168,7 @@ class ExtRadixCache(UnifiedRadixCache):
         if tier is None or not capacity:
             return None
         order = DiskOrder(policy, policy.guard(max(tokens, capacity)))
-        return Forgetting(order, tier.advice, self.get_last_hash_value)
+        return Forgetting(order, tier.advice, TreePaths(self.get_last_hash_value))
 
     def match_prefix(self, params: Any) -> Any:
         """Look a prefix up; the first look-up of a request is its arrival."""
@@ -339,8 +339,8 @@ class ExtRadixCache(UnifiedRadixCache):
             if tier is not None:
                 tier.advice.name([], trusted=False)
 
-    def _lost(self, node: Node) -> None:
-        self._note("evicted", self.regret.lost, node, self.requests.clock())
+    def _lost(self, node: Node, now: float) -> None:
+        self._note("evicted", self.regret.lost, node, now)
 
     def describe(self) -> dict[str, Any]:
         """State and counters as plain values, for ``/server_info``."""

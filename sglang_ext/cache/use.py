@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sglang_ext.cache.conversation import Turn
 
-__all__ = ["NEVER", "Use", "handed_up"]
+__all__ = ["NEVER", "UNUSED", "Use", "handed_up"]
 
 # Touch of a node that no known request has ended at.
 NEVER = -1
@@ -24,6 +24,9 @@ class Use(NamedTuple):
 
     touch: int = NEVER
     turn: Turn | None = None
+
+
+UNUSED = Use()
 
 
 def handed_up(below: Use, above: Use) -> Use:

@@ -6,8 +6,9 @@ import pytest
 from support.traces import made
 from support.tree_driver import Driver, init_params
 
+from sglang_ext.cache import policy as policy_room
 from sglang_ext.cache.conversation import STOP_NAMES, Stop
-from sglang_ext.cache.curves import Curves
+from sglang_ext.cache.curves import place_of
 from sglang_ext.cache.index import TreeIndex
 from sglang_ext.cache.order import EvictionOrder
 from sglang_ext.cache.policy import Policy
@@ -62,12 +63,17 @@ def blocks_of(tree, paths):
 @pytest.fixture(autouse=True)
 def steps(monkeypatch):
     """Worths in steps, looked at anew each time: else they depend on when that was last."""
-    monkeypatch.setattr(Curves, "worth", lambda self, curve, place, age: curve[place])
+
+    def worth_in_steps(curve, begin, now):
+        place, until = place_of(begin, now)
+        return curve[place], until
+
+    monkeypatch.setattr(policy_room, "worth_at", worth_in_steps)
     peek = EvictionOrder.peek
 
     def peek_anew(self, now):
-        for leaf, held in list(self._held.items()):
-            self.add(leaf, held.touch, now)
+        for leaf, (_, _, touch, *_) in list(self._held.items()):
+            self.add(leaf, touch, now)
         return peek(self, now)
 
     monkeypatch.setattr(EvictionOrder, "peek", peek_anew)

@@ -6,7 +6,7 @@ import pytest
 
 from sglang_ext.cache.conversation import Stop
 from sglang_ext.cache.disk_order import DiskAdvice, DiskOrder
-from sglang_ext.cache.forgetting import Forgetting
+from sglang_ext.cache.forgetting import Forgetting, TreePaths
 from sglang_ext.cache.mirror import Node
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival
@@ -130,7 +130,7 @@ def nodes():
 
 def forgetting(policy):
     order, advice = order_of(policy), DiskAdvice()
-    return Forgetting(order, advice, lambda node: f"page{node}"), order, advice
+    return Forgetting(order, advice, TreePaths(lambda node: f"page{node}")), order, advice
 
 
 def test_a_path_that_was_rewritten_goes_first(policy):
