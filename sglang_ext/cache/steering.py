@@ -176,7 +176,11 @@ class SteeringMixin(FollowingMixin):
             return
         extra_key, cache_salt, _ = top.key
         params = MatchPrefixParams(key=RadixKey(text, extra_key, cache_salt=cache_salt))
-        result.cache_actions.extend(self.match_prefix(params).cache_actions)
+        turn, self.turn = self.turn, None  # it is nobody's request
+        try:
+            result.cache_actions.extend(self.match_prefix(params).cache_actions)
+        finally:
+            self.turn = turn
         self.counts["cuts"] += 1
 
     # --- host memory

@@ -276,6 +276,25 @@ def test_core_chooses_itself_once_the_index_is_lost():
     core.index.check_integrity()
 
 
+def test_a_victim_that_is_cut_is_not_taken_for_the_path_of_the_request():
+    policy, same = Policy(), list(range(100, 120))
+    core = make_core("rust", 1, Learned(policy))
+    driver = Driver(core, write_through=False)
+    for first in (2, 1):
+        driver.insert([first])
+        driver.insert([first, *same])
+    core.turn, _ = policy.arrive(0.0, Arrival(21, [1, 2], "s"))
+    driver.match([1, *same])
+    core.inc_lock_ref(driver.match([1, *same]).last_device_node)
+    assert driver.evict(5)[1] == 5
+    assert core.counts["cuts"] == 1
+    # Alike from the second token to where the other one was cut, and then not.
+    driver.insert([1, *same[:15], 7, 7, 7])
+    core.index.check_integrity()
+    node = core.index.get(driver.insert([1, *same[:15], 7, 7, 7]).last_device_node)
+    assert list(core.index.mirror.text(node)) == [1, *same[:15], 7, 7, 7]
+
+
 def test_what_was_known_before_a_flush_is_forgotten():
     policy = Policy()
     core = make_core("rust", 1, Learned(policy))
