@@ -16,8 +16,11 @@ from typing import Any
 
 from sglang_ext.bench.live_client import LiveClient, prompts
 from sglang_ext.bench.server import ServerProcess, sglang_command
+from sglang_ext.cache.folder import overhead_bytes
 from sglang_ext.cache.learned_file import write_state
 from sglang_ext.cache.policy import Policy
+from sglang_ext.cache.store.format import slot_bytes_of
+from sglang_ext.cache.store.segments import slots_that_fit
 from sglang_ext.errors import BenchError
 from sglang_ext.replay.rehearsal import rehearsal
 from sglang_ext.replay.run import Row, replay
@@ -54,6 +57,7 @@ class LiveBench:
         l1_tokens: device tier; None: an eighth of what all prompts need, or a quarter more than the
             longest.
         l2_tokens: host tier, with the copies of L1; None: twice L1.
+        l3_tokens: disk tier, with the copies of both; None: there is room for all.
         seed: of the starts of sessions, and of prompts.
         window_s: within which sessions start, where the trace is timed by sessions.
     """
@@ -67,6 +71,7 @@ class LiveBench:
     page_tokens: int = 16
     l1_tokens: int | None = None
     l2_tokens: int | None = None
+    l3_tokens: int | None = None
     seed: int = 0
     window_s: float = 10_800.0
 
@@ -119,7 +124,7 @@ def bench_live(what: LiveBench, on_step: OnStep) -> dict[str, Any]:
     )
     live = cut.live
     l1, l2 = _tiers(what, live)
-    tiers = (l1, l2, _WITHOUT_BOUND)
+    tiers = (l1, l2, _WITHOUT_BOUND if what.l3_tokens is None else what.l3_tokens)
     on_step(f"learning from {len(cut.earlier):,} requests", 0)
     state = _learned(cut.earlier, tiers)
     rows = [_predicted(live, name, tiers, state) for name in PREDICTED]
@@ -143,6 +148,7 @@ def bench_live(what: LiveBench, on_step: OnStep) -> dict[str, Any]:
         "ideal_hit": live.ideal_hit,
         "l1_tokens": l1,
         "l2_tokens": l2,
+        "l3_tokens": what.l3_tokens,
         "rows": [row.to_json() for row in rows],
         "gap_closed": _gap_closed(rows),
         "findings": _findings(rows),
@@ -209,10 +215,11 @@ def _serve(
             served, pages = [0, 0, 0], 0
             for place, prompt in enumerate(prompts(live, what.seed)):
                 on_step(f"{policy}: requests of {len(live)}:", place + 1)
-                for tier, tokens in enumerate(client.send(live, place, prompt)):
+                found = client.send(live, place, prompt)
+                for tier, tokens in enumerate(found):
                     served[tier] += tokens
-                pages += int(live.blocks[place] - live.shared[place])
-                client.wait_for_copies(pages)
+                pages += int(live.blocks[place]) - sum(found) // live.block_tokens
+                client.wait_for_copies(pages, all_of_them=what.l3_tokens is None)
             client.check(policy)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -226,7 +233,10 @@ def _flags(
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     token_bytes = config["num_hidden_layers"] * 2 * heads * size * 4
-    l3_bytes = 2 * live.footprint_tokens * token_bytes + _L3_SPARE_BYTES
+    if what.l3_tokens is None:
+        l3_bytes = 2 * live.footprint_tokens * token_bytes + _L3_SPARE_BYTES
+    else:
+        l3_bytes = _disk_bytes(what.l3_tokens // what.page_tokens, what.page_tokens * token_bytes)
     return [
         *("--dtype", "float32", "--sleep-on-idle"),
         *("--page-size", str(what.page_tokens)),
@@ -237,6 +247,18 @@ def _flags(
         *("--ext-l3-dir", str(folder), "--ext-l3-size", str(l3_bytes)),
         *(() if policy == "stock" else ("--ext-cache-clock", "requests")),
     ]
+
+
+def _disk_bytes(pages: int, page_bytes: int) -> int:
+    """What ``--ext-l3-size`` has to be for a disk tier of so many pages."""
+    slot_bytes = slot_bytes_of(page_bytes)
+    store_bytes = pages * slot_bytes
+    while slots_that_fit(store_bytes, slot_bytes) < pages:
+        store_bytes += slot_bytes // 2
+    size_bytes = store_bytes
+    while size_bytes - overhead_bytes(size_bytes) < store_bytes:
+        size_bytes = store_bytes + overhead_bytes(size_bytes)
+    return size_bytes
 
 
 def _end_token(model: Path) -> int:

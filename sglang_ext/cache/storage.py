@@ -33,6 +33,7 @@ from sglang_ext.cache.pool_transfers import link, look_up
 from sglang_ext.cache.quiet import RepeatFilter
 from sglang_ext.cache.refresh import Refresher
 from sglang_ext.cache.store.format import slot_bytes_of
+from sglang_ext.cache.store.segments import slots_that_fit
 from sglang_ext.cache.traffic import Traffic
 from sglang_ext.errors import ConfigError, StoreError
 
@@ -349,7 +350,8 @@ class PageStorage(HiCacheStorage):
         """Tokens that the tier holds at most; 0 before SGLang's pool is known."""
         if not self._page_bytes:
             return 0
-        return self._store.stats().capacity_bytes // slot_bytes_of(self._page_bytes) * page_tokens
+        slots = slots_that_fit(self._store.stats().capacity_bytes, slot_bytes_of(self._page_bytes))
+        return slots * page_tokens
 
     def _advise(self) -> None:
         tier = self._tier

@@ -56,6 +56,7 @@ _EVERY = 50
 )
 @click.option("--l1-tokens", metavar="N", help="Device tier. Default: an eighth of the footprint.")
 @click.option("--l2-tokens", metavar="N", help="Host tier, L1's copies included. Default: 2 x L1.")
+@click.option("--l3-tokens", metavar="N", help="Disk tier, all copies included. Default: all.")
 @click.option(
     "--window",
     "window_s",
@@ -77,6 +78,7 @@ def live(
     page_tokens: int,
     l1_tokens: str | None,
     l2_tokens: str | None,
+    l3_tokens: str | None,
     window_s: float,
     seed: int,
     workdir: Path,
@@ -97,6 +99,7 @@ def live(
         page_tokens=page_tokens,
         l1_tokens=None if l1_tokens is None else parse_tokens(l1_tokens),
         l2_tokens=None if l2_tokens is None else parse_tokens(l2_tokens),
+        l3_tokens=None if l3_tokens is None else parse_tokens(l3_tokens),
         seed=seed,
         window_s=window_s,
     )

@@ -108,6 +108,10 @@ class PrefixCache:
         if leaf in self._order:
             self._order.add(leaf, self._use[leaf].touch, now)
 
+    def holds(self, leaf: int) -> bool:
+        """Whether the path to ``leaf`` is resident to its end."""
+        return self.resident[leaf] == self.tree.end[leaf] - self.tree.begin[leaf]
+
     def check_integrity(self) -> None:
         """Raise where the state contradicts itself; for tests.
 

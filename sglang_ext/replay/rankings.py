@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_ext.cache.conversation import STOP_NAMES, Stop, Turn
+from sglang_ext.cache.disk_order import DiskOrder
 from sglang_ext.cache.policy import Policy
 from sglang_ext.cache.sessions import Arrival
 from sglang_ext.replay.cache import Place
+from sglang_ext.replay.disk import DiskCache
 from sglang_ext.replay.trace import IntArray, Trace
 from sglang_ext.replay.tree import PromptTree, next_uses
 
@@ -103,6 +105,15 @@ class Learned:
         self._outputs = trace.output_tokens.tolist()
         self._sessions = trace.session.tolist()
         self._turns: list[Turn | None] = [None] * len(order)
+        self._disk: DiskCache | None = None
+
+    def order_disk(
+        self, capacity_tokens: int, blocks: int, in_memory: Callable[[int], bool]
+    ) -> DiskCache:
+        """A third tier that forgets first what the policy names; see `DiskCache`."""
+        order = DiskOrder(self.policy, self.policy.guard(capacity_tokens))
+        self._disk = DiskCache(self._paths, blocks, order, in_memory)
+        return self._disk
 
     def arrive(self, step: int, request: int, now: float) -> Iterable[int]:
         """Tell the policy of this request, as the server does: not of less than a block."""
@@ -120,6 +131,8 @@ class Learned:
         turn, moved = self.policy.arrive(now, arrival)
         turn.place = request
         self._turns[step] = turn
+        if self._disk is not None:
+            self._disk.changed(moved, now)
         return [self._leaf[other.place] for other in moved if isinstance(other.place, int)]
 
     def finish(self, step: int, now: float) -> Iterable[int]:
@@ -129,6 +142,8 @@ class Learned:
             return ()
         stop = _STOPS.get(self._trace.stop[turn.place], Stop.OTHER)
         self.policy.finish(turn, now, stop, self._outputs[turn.place])
+        if self._disk is not None:
+            self._disk.finished(turn, now)
         return (self._leaf[turn.place],)
 
     def tier(self, capacity_tokens: int) -> tuple[Rank, ByRecency]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sglang_ext.cache.policy import Policy
 from sglang_ext.replay.cache import PrefixCache
+from sglang_ext.replay.disk import DiskCache
 from sglang_ext.replay.rankings import Belady, Learned, Ranking, Recency, block_paths
 from sglang_ext.replay.rivals import RIVALS
 from sglang_ext.replay.trace import IntArray, Trace
@@ -24,6 +25,8 @@ HOLDING = ("held", "pooled")
 # Called with the policy, requests done and requests in all.
 OnStep = Callable[[str, int, int], None]
 _EVERY = 256
+# Which tier is a disk.
+_DISK = 3
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def replay(
         capacities: tokens; one row each. Ignored with ``tiers``.
         tiers: tokens that L1, L2, L3 hold (up to three); one row a policy.
         inclusive: each tier also holds what those above it hold, as in a server that writes
-            through; otherwise they hold disjoint parts.
+            through, and the third is a disk (`DiskCache`); otherwise they hold disjoint parts.
         seed: of the starts of sessions.
         window_s: within which sessions start, where the trace is timed by sessions.
         block_tokens: tokens a block; the trace's own by default.
@@ -122,11 +125,25 @@ def replay(
             learned.rank_running = answers == "late"
             ranking = _ranking(name, tree, trace, order, learned)
             takes = None if answers == "at-once" else trace.answer_s.tolist()
-            run = _Run(ranking, tree, order, blocks, trace.block_tokens, takes, answers)
+            on_disk = inclusive and len(tiers) == _DISK and name != "belady"
+            run = _Run(
+                ranking,
+                tree,
+                order,
+                blocks[: _DISK - 1 if on_disk else None],
+                trace.block_tokens,
+                takes,
+                answers,
+            )
+            if on_disk:
+                run.disk = _disk(run, ranking, trace, sizes[-1], blocks[-1])
             for place, request in enumerate(order.tolist()):
                 run.step(place, times[request])
                 step(place + 1)
-            hits = run.served if inclusive and tiers else [cache.hit for cache in run.caches]
+            if inclusive and tiers:
+                hits = run.served[: len(tiers)]
+            else:
+                hits = [cache.hit for cache in run.caches]
         total = max(1, int(trace.blocks.sum()))
         shares = [hit / total for hit in hits]
         rows += _rows(name, sizes, shares, tiered=bool(tiers))
@@ -174,7 +191,8 @@ class _Run:
 
     Attributes:
         caches: one a capacity.
-        served: blocks that each cache or one before it had, request by request.
+        served: blocks that each cache or one before it had, request by request; the disk last.
+        disk: the third tier of a server; None: it is a cache like the others.
     """
 
     def __init__(
@@ -203,7 +221,13 @@ class _Run:
             )
             for size in blocks
         ]
-        self.served = [0] * len(blocks)
+        self.served = [0] * (len(blocks) + 1)
+        self.disk: DiskCache | None = None
+
+    def in_memory(self, request: int) -> bool:
+        """Whether the end of a request's path is in one of the caches."""
+        leaf = self._leaf[request]
+        return leaf >= 0 and any(cache.holds(leaf) for cache in self.caches)
 
     def step(self, step: int, now: float) -> None:
         """The next request is here."""
@@ -222,6 +246,8 @@ class _Run:
                 cache.access(self._leaf[request], step, now, hold=self._hold)
                 most = max(most, cache.hit - before)
                 self.served[place] += most
+            if self.disk is not None:
+                self.served[-1] += max(most, self.disk.access(request, most, now))
 
     def _complete(self, when: float, step: int) -> None:
         self._reconsider(self._ranking.finish(step, when), when)
@@ -234,6 +260,13 @@ class _Run:
         for leaf in leaves:
             for cache in self.caches:
                 cache.reconsider(leaf, now)
+
+
+def _disk(run: _Run, ranking: Ranking, trace: Trace, tokens: int, blocks: int) -> DiskCache:
+    """The third tier of a server that orders it by the policy, or by use."""
+    if isinstance(ranking, Learned):
+        return ranking.order_disk(tokens, blocks, run.in_memory)
+    return DiskCache(block_paths(trace), blocks)
 
 
 def _run_rival(

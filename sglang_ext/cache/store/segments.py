@@ -14,7 +14,7 @@ from sglang_ext.cache.store.index import NO_ROW
 from sglang_ext.cache.store.options import MIB
 from sglang_ext.errors import StoreError
 
-__all__ = ["ROW_BYTES", "Segment", "Segments", "Space", "locate", "place"]
+__all__ = ["ROW_BYTES", "Segment", "Segments", "Space", "locate", "place", "slots_that_fit"]
 
 # What a page takes in a checkpoint: key, location, parent, depth, time, payload length.
 ROW_BYTES = 32 + 8 + 4 + 4 + 8 + 4
@@ -108,6 +108,15 @@ class Space:
         ):
             count -= 1
         return count
+
+
+def slots_that_fit(capacity_bytes: int, slot_bytes: int) -> int:
+    """Slots of one size that a store of ``capacity_bytes`` comes to have."""
+    space, slots, charged = Space(capacity_bytes), 0, 0
+    while count := space.slots_of_next(slot_bytes, slots, charged):
+        charged += space.charge_bytes(count, BLOCK_BYTES + count * slot_bytes)
+        slots += count
+    return slots
 
 
 class Segment:

@@ -63,7 +63,10 @@ def test_inclusive_tiers_are_caches_of_their_own_size(trace):
         # What a tier lacks, one above it may have: never less than either.
         assert one + row.l2_hit == pytest.approx(two, abs=0.01)
         assert one + row.l2_hit >= two - 1e-9
-        assert three - 1e-9 <= row.hit <= three + 0.01
+        if row.policy == "arc":
+            assert three - 1e-9 <= row.hit <= three + 0.01
+        else:  # a disk, which makes room before it writes and is told names a few at a time
+            assert row.hit == pytest.approx(three, abs=0.02)
     (row,) = replay(trace, ["ext"], [], tiers=[b, a], inclusive=True).rows
     assert (row.l2_hit, row.capacity_tokens) == (0, b), "a smaller L2 adds nothing"
 

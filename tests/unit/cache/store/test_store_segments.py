@@ -1,10 +1,19 @@
 """Slots: runs as long as possible, and a capacity that is never exceeded."""
 
 import pytest
+from support.store_pages import NAMESPACE, chain, options, pages_of
 
-from sglang_ext.cache.store.format import BLOCK_BYTES, RECORD_BYTES
+from sglang_ext.cache.store import PageStore
+from sglang_ext.cache.store.format import BLOCK_BYTES, RECORD_BYTES, slot_bytes_of
 from sglang_ext.cache.store.options import MIB
-from sglang_ext.cache.store.segments import Segment, Segments, Space, locate, place
+from sglang_ext.cache.store.segments import (
+    Segment,
+    Segments,
+    Space,
+    locate,
+    place,
+    slots_that_fit,
+)
 from sglang_ext.errors import StoreError
 
 SLOT = 8192
@@ -116,3 +125,16 @@ def test_check_integrity_notices_a_wrong_count():
     segments.by_number[1].free -= 1
     with pytest.raises(StoreError):
         segments.check_integrity()
+
+
+@pytest.mark.parametrize("size", [4000, 60_000])
+def test_a_store_comes_to_have_the_slots_that_fit(tmp_path, size):
+    capacity = 3 * MIB
+    slots = slots_that_fit(capacity, slot_bytes_of(size))
+    with PageStore(tmp_path / "store", options(capacity)) as store:
+        most = 0
+        for number in range(2 * slots // 8 + 1):
+            store.write(NAMESPACE, pages_of(chain(number, 8), size=size))
+            most = max(most, store.stats().pages)
+        assert store.stats().evicted
+    assert 0.97 * slots - 8 <= most <= slots
