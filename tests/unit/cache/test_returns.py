@@ -107,7 +107,8 @@ def test_what_entered_late_says_nothing_of_before():
     model = ReturnModel(1)
     number = model.open(np.ones(1, dtype=np.float32), 0.0, entered=100.0)
     model.close(number, 130.0, back=True)
-    at_risk, event = model._targets(np.array([0]), 500.0)
+    at_risk, event = np.zeros((2, 1, len(AGES)), dtype=np.float32)
+    model._targets(np.array([0]), 500.0, at_risk, event)
     assert not at_risk[0][AGES < 100.0].any()
     assert event.sum() == 1.0
     assert at_risk[0][event[0] > 0].all()
