@@ -2,7 +2,9 @@
 
 Each case is a single-turn request of BFCL whose answer is one call. ``stock`` is SGLang as
 frameworks use it, without ``strict``; ``stock_strict`` says ``strict: true``; ``ext`` is the same
-request as ``stock`` on a server with ``--ext-tools enforce``.
+request as ``stock`` on a server with ``--ext-tools enforce``. With the choice ``auto`` the answer
+of each begins with the text that triggers a call, so that a small model which would rather chat is
+measured where it calls.
 """
 
 import json
@@ -13,21 +15,23 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonschema.validators import Draft202012Validator
 
 from sglang_ext.bench.bfcl_calls import Case, is_right, load_cases
 from sglang_ext.bench.chat import Endpoint, Shown
+from sglang_ext.bench.forced_start import FLAG, beginning_with
 from sglang_ext.bench.paired import bootstrap
 from sglang_ext.bench.schema_suite import run_suite
 from sglang_ext.bench.server import ServerProcess, sglang_command
 from sglang_ext.bench.tool_grammars import Grammars, Times
 from sglang_ext.errors import BenchError
 
-__all__ = ["SYSTEMS", "ToolBench", "bench_tools", "is_valid"]
+__all__ = ["CHOICES", "SYSTEMS", "ToolBench", "bench_tools", "is_valid"]
 
 SYSTEMS = ("stock", "stock_strict", "ext")
+CHOICES = ("required", "auto")
 CALLED = ("simple_python", "multiple")  # categories whose answer is one call
 _SEED = 11
 
@@ -42,6 +46,7 @@ class ToolBench:
         budgets: tokens that an answer may have.
         temperatures: each is a row of its own.
         systems: of `SYSTEMS`.
+        choices: of `CHOICES`.
         parser: name of SGLang's tool-call parser.
         dtype: in which the servers compute.
         at_once: requests in flight; a batch hides no difference, for all systems have the same.
@@ -54,11 +59,36 @@ class ToolBench:
     budgets: tuple[int, ...] = (96,)
     temperatures: tuple[float, ...] = (0.0,)
     systems: tuple[str, ...] = SYSTEMS
+    choices: tuple[str, ...] = CHOICES
     parser: str = "hermes"
     dtype: str = "float32"
     at_once: int = 8
     flags: tuple[str, ...] = ()
     suite: Path | None = None
+
+
+class _Key(NamedTuple):
+    """What a row is of."""
+
+    system: str
+    category: str
+    choice: str
+    budget: int
+    temperature: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.category}, {self.choice}, {self.budget} tokens, temperature {self.temperature}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Without the system."""
+        return {
+            "category": self.category,
+            "tool_choice": self.choice,
+            "max_tokens": self.budget,
+            "temperature": self.temperature,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,22 +116,24 @@ def bench_tools(
         The object that ``--json`` writes: ``rows``, ``paired``, ``schemas``, ``findings``.
 
     Raises:
-        BenchError: a server answers a request with an error, or there is no such system.
+        BenchError: a server answers a request with an error, or there is no such system or choice.
     """
-    for system in what.systems:
-        if system not in SYSTEMS:
-            raise BenchError(f"no system {system!r}; expected some of {', '.join(SYSTEMS)}")
+    _known("system", what.systems, SYSTEMS)
+    _known("choice", what.choices, CHOICES)
     cases = {category: load_cases(category)[: what.cases] for category in CALLED}
-    judged: dict[tuple[Any, ...], list[_Judged]] = {}
+    grammars = Grammars(what.model, what.parser)
+    judged: dict[_Key, list[_Judged]] = {}
     with ExitStack() as stack:
         ends = _endpoints(what, workdir, stack, on_step)
-        for category, budget, temperature in product(CALLED, what.budgets, what.temperatures):
-            for system in what.systems:
-                on_step(f"{category}, {budget} tokens, temperature {temperature}: {system}")
-                key = (system, category, budget, temperature)
-                judged[key] = _run(ends[system], what, cases[category], key)
+        for *kind, system in product(
+            CALLED, what.choices, what.budgets, what.temperatures, what.systems
+        ):
+            key = _Key(system, *kind)
+            on_step(f"{key}: {system}")
+            extra = beginning_with(grammars.trigger()) if key.choice == "auto" else {}
+            judged[key] = _run(ends[system], what, cases[key.category], key, extra)
     on_step("masks and compiles")
-    times = _times(what, judged)
+    times = {key: _times(grammars, key, answers) for key, answers in judged.items()}
     rows = [_row(key, answers, times[key]) for key, answers in judged.items()]
     result: dict[str, Any] = {
         "settings": {
@@ -119,6 +151,12 @@ def bench_tools(
         result["schemas"] = run_suite(what.suite).as_json()
     result["findings"] = list(_findings(result))
     return result
+
+
+def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise BenchError(f"no {kind} {name!r}; expected some of {', '.join(known)}")
 
 
 def _endpoints(
@@ -148,30 +186,32 @@ def _server(what: ToolBench, workdir: Path, kind: str, ours: Sequence[str]) -> S
             *("--tool-call-parser", what.parser),
             *("--max-total-tokens", "65536"),
             "--sleep-on-idle",
+            FLAG,
             *ours,
         )
 
     return ServerProcess(command, log=workdir / f"bench-tools-{kind}.log")
 
 
-def _run(end: Endpoint, what: ToolBench, cases: Sequence[Case], key: Any) -> list[_Judged]:
-    system, _category, budget, temperature = key
-
+def _run(
+    end: Endpoint, what: ToolBench, cases: Sequence[Case], key: _Key, extra: dict[str, Any]
+) -> list[_Judged]:
     def one(case: Case) -> _Judged:
         shown = end.ask(
             {
                 "messages": list(case.messages),
-                "tools": case.tools(strict=True if system == "stock_strict" else None),
-                "tool_choice": "required",
+                "tools": case.tools(strict=True if key.system == "stock_strict" else None),
+                "tool_choice": key.choice,
                 "parallel_tool_calls": False,
-                "max_tokens": budget,
-                "temperature": temperature,
+                "max_tokens": key.budget,
+                "temperature": key.temperature,
                 "seed": _SEED,
                 "return_token_ids": True,
+                **extra,
             }
         )
         if shown.status != 200:
-            raise BenchError(f"{system}, {case.id}: {shown.status}: {shown.message[:300]}")
+            raise BenchError(f"{key.system}, {case.id}: {shown.status}: {shown.message[:300]}")
         return _judge(case, shown)
 
     pool = ThreadPoolExecutor(what.at_once)
@@ -202,26 +242,21 @@ def is_valid(case: Case, name: str, arguments: str) -> bool:
     return bool(Draft202012Validator(schema).is_valid(json.loads(arguments)))
 
 
-def _times(what: ToolBench, judged: dict[tuple[Any, ...], list[_Judged]]) -> dict[Any, Times]:
-    grammars = Grammars(what.model, what.parser)
-    times = {}
-    for key, answers in judged.items():
-        times[key] = Times()
-        for one in answers:
-            constraint = grammars.constraint(one.case, key[0])
-            grammars.measure(constraint, one.shown.token_ids, times[key])
+def _times(grammars: Grammars, key: _Key, answers: Sequence[_Judged]) -> Times:
+    times = Times()
+    for one in answers:
+        constraint = grammars.constraint(one.case, key.system, key.choice)
+        if constraint is not None:
+            grammars.measure(constraint, one.shown.token_ids, times)
     return times
 
 
-def _row(key: Any, answers: Sequence[_Judged], times: Times) -> dict[str, Any]:
-    system, category, budget, temperature = key
+def _row(key: _Key, answers: Sequence[_Judged], times: Times) -> dict[str, Any]:
     count = len(answers)
     mask, compiled = _percentiles(times.mask_us), _percentiles(times.compile_ms)
     return {
-        "system": system,
-        "category": category,
-        "max_tokens": budget,
-        "temperature": temperature,
+        "system": key.system,
+        **key.as_json(),
         "n": count,
         "parsed": round(sum(one.parsed for one in answers) / count, 4),
         "schema_valid": round(sum(one.valid for one in answers) / count, 4),
@@ -236,28 +271,26 @@ def _row(key: Any, answers: Sequence[_Judged], times: Times) -> dict[str, Any]:
     }
 
 
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+def _percentiles(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """The 50th and 99th; None where nothing was constrained."""
     if len(values) < 2:
-        return (round(values[0], 3), round(values[0], 3)) if values else (0.0, 0.0)
+        return (round(values[0], 3), round(values[0], 3)) if values else (None, None)
     cuts = quantiles(values, n=100)
     return round(cuts[49], 3), round(cuts[98], 3)
 
 
-def _paired(judged: dict[tuple[Any, ...], list[_Judged]]) -> Iterator[dict[str, Any]]:
+def _paired(judged: dict[_Key, list[_Judged]]) -> Iterator[dict[str, Any]]:
     """Ours against each rival, on the same cases."""
-    for (system, *rest), answers in judged.items():
-        ours = judged.get(("ext", *rest))
-        if system == "ext" or ours is None:
+    for key, answers in judged.items():
+        ours = judged.get(key._replace(system="ext"))
+        if key.system == "ext" or ours is None:
             continue
-        category, budget, temperature = rest
         pairs = list(zip(ours, answers, strict=True))
         right = [(float(mine.right), float(theirs.right)) for mine, theirs in pairs]
         tokens = [(float(mine.shown.tokens), float(theirs.shown.tokens)) for mine, theirs in pairs]
         yield {
-            "against": system,
-            "category": category,
-            "max_tokens": budget,
-            "temperature": temperature,
+            "against": key.system,
+            **key.as_json(),
             "ast_correct_difference": bootstrap(right, lambda a, b: a - b).as_json(),
             "only_ours_right": sum(mine > theirs for mine, theirs in right),
             "only_theirs_right": sum(mine < theirs for mine, theirs in right),
@@ -269,7 +302,10 @@ def _findings(result: dict[str, Any]) -> Iterator[str]:
     """What does not hold that has to."""
     for row in result["rows"]:
         if row["system"] == "ext" and row["shown_invalid"]:
-            where = f"{row['category']}, {row['max_tokens']} tokens, {row['temperature']}"
+            where = (
+                f"{row['category']}, {row['tool_choice']}, {row['max_tokens']} tokens, "
+                f"{row['temperature']}"
+            )
             yield f"{where}: {row['shown_invalid']} invalid calls were shown"
     if result.get("schemas", {}).get("wrong"):
         yield f"{result['schemas']['wrong']} instances of the suite were decided wrongly"

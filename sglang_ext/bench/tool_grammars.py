@@ -45,29 +45,40 @@ class Grammars:
 
         self._parser = parser
         size = AutoConfig.from_pretrained(model).vocab_size
-        self._backend = XGrammarGrammarBackend(AutoTokenizer.from_pretrained(model), size)
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._backend = XGrammarGrammarBackend(self._tokenizer, size)
         self._backend.grammar_compiler = GrammarCompiler(
             self._backend.grammar_compiler.tokenizer_info, cache_enabled=False
         )
         self._mask = allocate_token_bitmask(1, size)
 
-    def constraint(self, case: Case, system: str) -> tuple[str, str]:
-        """Kind and text of what ``system`` constrains a required call of ``case`` by."""
+    def trigger(self) -> list[int]:
+        """Tokens of the text that begins a call where the model may also chat."""
+        from sglang.srt.function_call.function_call_parser import FunctionCallParser
+
+        text = FunctionCallParser([], self._parser).detector.structure_info()("").trigger
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def constraint(self, case: Case, system: str, choice: str) -> tuple[str, str] | None:
+        """Kind and text of what ``system`` holds an answer to ``case`` to; None: to nothing."""
         from sglang.srt.entrypoints.openai.protocol import Tool
         from sglang.srt.function_call.function_call_parser import FunctionCallParser
 
         strict = True if system == "stock_strict" else None
         tools = [Tool(**tool) for tool in case.tools(strict=strict)]
         if system == "ext":
-            plan = compile_plan(specs(tools), "required", parser=self._parser, parallel=False)
+            plan = compile_plan(specs(tools), choice, parser=self._parser, parallel=False)
             return "structural_tag", json.dumps(plan.tag)
         parser = FunctionCallParser(tools, self._parser)
-        kind, value = parser.get_structure_constraint("required", parallel_tool_calls=False)
-        text = value if isinstance(value, str) else None
-        if text is None:
-            plain = value if isinstance(value, dict) else value.model_dump(by_alias=True)
-            text = json.dumps(plain)
-        return kind, text
+        found = parser.get_structure_constraint(choice, parallel_tool_calls=False)
+        if found is None:
+            return None
+        kind, value = found
+        if isinstance(value, str):
+            return kind, value
+        return kind, json.dumps(
+            value if isinstance(value, dict) else value.model_dump(by_alias=True)
+        )
 
     def measure(self, constraint: tuple[str, str], tokens: Sequence[int], times: Times) -> None:
         """Compile once and make the mask of each token.

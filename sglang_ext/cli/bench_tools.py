@@ -60,6 +60,13 @@ _SUITE = Path("tests/data/json-schema-test-suite/draft2020-12")  # in a checkout
     metavar="LIST",
     help="Who takes part.",
 )
+@click.option(
+    "--choices",
+    default="required,auto",
+    show_default=True,
+    metavar="LIST",
+    help="Of tool_choice; with auto each answer begins with the text that triggers a call.",
+)
 @click.option("--without", metavar="PARTS", help="Given to our server as --ext-tools-without.")
 @click.option("--at-once", default=8, show_default=True, help="Requests in flight.")
 @click.option(
@@ -78,13 +85,14 @@ def tools(
     budgets: tuple[int, ...],
     temperatures: tuple[float, ...],
     systems: str,
+    choices: str,
     without: str | None,
     at_once: int,
     suite: Path | None,
     workdir: Path,
     json_file: Path | None,
 ) -> None:
-    """Required calls of BFCL's simple_python and multiple: valid, right, and how many tokens."""
+    """Calls of BFCL's simple_python and multiple: valid, right, and in how many tokens."""
     from sglang_ext.bench.tool_calls import ToolBench, bench_tools
 
     what = ToolBench(
@@ -92,7 +100,8 @@ def tools(
         cases=cases,
         budgets=budgets,
         temperatures=temperatures,
-        systems=tuple(part.strip() for part in systems.split(",")),
+        systems=_parts(systems),
+        choices=_parts(choices),
         parser=parser,
         dtype=dtype,
         at_once=at_once,
@@ -114,6 +123,10 @@ def tools(
     sys.exit(1 if result["findings"] else 0)
 
 
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
 _COLUMNS = (
     ("valid", "schema_valid", "{:.1%}"),
     ("right", "ast_correct", "{:.1%}"),
@@ -127,24 +140,25 @@ _COLUMNS = (
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table(title="required calls", title_justify="left")
-    for heading in ("category", "tokens", "temp.", "system", "n"):
+    table = Table(title="calls", title_justify="left")
+    for heading in ("category", "choice", "tokens", "temp.", "system", "n"):
         table.add_column(heading, justify="right" if heading in ("tokens", "n") else "left")
     for heading, _, _ in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in result["rows"]:
         table.add_row(
-            *(row["category"], str(row["max_tokens"]), str(row["temperature"]), row["system"]),
-            str(row["n"]),
-            *(form.format(row[name]) for _, name, form in _COLUMNS),
+            *(row["category"], row["tool_choice"], str(row["max_tokens"])),
+            *(str(row["temperature"]), row["system"], str(row["n"])),
+            *("-" if row[name] is None else form.format(row[name]) for _, name, form in _COLUMNS),
         )
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for pair in result["paired"]:
         right, saved = pair["ast_correct_difference"], pair["tokens_saved"]
         click.echo(
-            f"{pair['category']}, {pair['max_tokens']} tokens, {pair['temperature']}: ours against "
-            f"{pair['against']}: right {right[0]:+.1%} ({right[1]:+.1%} to {right[2]:+.1%}), "
+            f"{pair['category']}, {pair['tool_choice']}, {pair['max_tokens']} tokens, "
+            f"{pair['temperature']}: ours against {pair['against']}: right {right[0]:+.1%} "
+            f"({right[1]:+.1%} to {right[2]:+.1%}), "
             f"tokens saved {saved[0]:.1%} ({saved[1]:.1%} to {saved[2]:.1%})"
         )
     if "schemas" in result:
