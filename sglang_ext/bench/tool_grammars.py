@@ -48,7 +48,8 @@ class Grammars:
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._backend = XGrammarGrammarBackend(self._tokenizer, size)
         self._backend.grammar_compiler = GrammarCompiler(
-            self._backend.grammar_compiler.tokenizer_info, cache_enabled=False
+            self._backend._tokenizer_info,  # noqa: SLF001 - its compiler does not tell it
+            cache_enabled=False,
         )
         self._mask = allocate_token_bitmask(1, size)
 
