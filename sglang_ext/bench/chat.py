@@ -23,6 +23,7 @@ class Shown:
         status: HTTP status; content, calls and the rest are empty unless it is 200.
         calls: name and arguments, as text, in order.
         tokens: completion tokens, as the server counts them.
+        token_ids: them, where SGLang was asked with ``return_token_ids``.
         message: what the server says of an error.
     """
 
@@ -108,7 +109,7 @@ def _of_response(response: Mapping[str, Any]) -> Shown:
             for call in message.get("tool_calls") or ()
         ],
         tokens=int((response.get("usage") or {}).get("completion_tokens") or 0),
-        token_ids=list(choice.get("token_ids") or ()),
+        token_ids=list(choice.get("response_token_ids") or ()),
         withheld=list((response.get("metadata") or {}).get("tool_calls_withheld") or ()),
     )
 

@@ -212,6 +212,10 @@ def _run(
         )
         if shown.status != 200:
             raise BenchError(f"{key.system}, {case.id}: {shown.status}: {shown.message[:300]}")
+        if not shown.token_ids:
+            raise BenchError(
+                f"{key.system}, {case.id}: the server does not tell the answer's tokens"
+            )
         return _judge(case, shown)
 
     pool = ThreadPoolExecutor(what.at_once)
