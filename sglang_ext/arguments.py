@@ -20,6 +20,7 @@ from sglang_ext.cache.state import STATE_NAME, check_state, set_damage_aside
 from sglang_ext.config import FLAGS, ExtConfig, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
 from sglang_ext.config.context_parallel_model import check_model
+from sglang_ext.config.own_folder import prepare_own_dir
 from sglang_ext.config.stock import check_conflicts, stock_settings
 from sglang_ext.context_parallel.names import (
     ARCHITECTURES,
@@ -150,17 +151,7 @@ def _complete(
     check_l2_fits(config.cache, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     settings = stock_settings(config, ranks=ranks, identity=_identity(parsed))
     check_conflicts(config, settings, stock_given)
-    if config.cache.l3_dir:
-        prepare_l3_dir(config.cache.l3_dir)
-        # This process lives as long as the server, and so does the lock.
-        hold(Path(config.cache.l3_dir), node=getattr(parsed, "node_rank", 0) or 0)
-        try:
-            check_stores(Path(config.cache.l3_dir))
-        except StoreError as error:
-            raise ConfigError(f"--ext-l3-dir: {error}") from None
-        state = Path(config.cache.l3_dir) / STATE_NAME
-        set_damage_aside(state)
-        check_state(state)
+    _prepare_folders(config, node=getattr(parsed, "node_rank", 0) or 0)
     if config.cache.steered:
         folder = config.cache.l3_dir
         secret = folder_secret(Path(folder)) if folder else secrets.token_bytes(16)
@@ -168,6 +159,29 @@ def _complete(
     for setting in settings:
         if setting.field not in stock_given:
             setattr(parsed, setting.field, setting.value)
+
+
+def _prepare_folders(config: ExtConfig, node: int) -> None:
+    """Make the folders that were asked for, and refuse what cannot be used of them."""
+    if config.tools.warm_dir:
+        prepare_own_dir(
+            config.tools.warm_dir,
+            flag="--ext-tools-warm-dir",
+            kept="schemas of tools",
+            below="grammars",
+        )
+    if not config.cache.l3_dir:
+        return
+    folder = Path(config.cache.l3_dir)
+    prepare_l3_dir(config.cache.l3_dir)
+    # This process lives as long as the server, and so does the lock.
+    hold(folder, node=node)
+    try:
+        check_stores(folder)
+    except StoreError as error:
+        raise ConfigError(f"--ext-l3-dir: {error}") from None
+    set_damage_aside(folder / STATE_NAME)
+    check_state(folder / STATE_NAME)
 
 
 def _given(

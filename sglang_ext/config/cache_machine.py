@@ -1,9 +1,7 @@
 """Whether this machine, and a page, can hold what was asked of the tiers of the cache."""
 
-import os
-from pathlib import Path
-
 from sglang_ext.config.cache import CacheConfig
+from sglang_ext.config.own_folder import prepare_own_dir
 from sglang_ext.config.sizes import format_size
 from sglang_ext.errors import ConfigError
 
@@ -47,34 +45,4 @@ def prepare_l3_dir(path: str) -> None:
     Raises:
         ConfigError: not a folder, not ours, open to others, or not writable.
     """
-    folder = Path(path)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except FileExistsError:
-        raise ConfigError(
-            f"--ext-l3-dir: {path} is not a folder", fix="give another path"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"--ext-l3-dir: cannot make or open {path}: {error.strerror}",
-            fix="give a folder that this user may write",
-        ) from None
-    if status.st_uid != os.geteuid():
-        raise ConfigError(
-            f"--ext-l3-dir: {path} belongs to user id {status.st_uid}, and this server runs as "
-            f"{os.geteuid()}; cached prompts must not be shared between users",
-            fix="give a folder of your own, or run as its owner",
-        )
-    if status.st_mode & 0o077:
-        raise ConfigError(
-            f"--ext-l3-dir: {path} can be opened by other users (mode "
-            f"{status.st_mode & 0o777:o}), who could read or plant cached prompts",
-            fix=f"give a folder of its own below it, such as {folder / 'kv'}, or, where nobody "
-            "else needs this one, make it yours alone (mode 700)",
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"--ext-l3-dir: {path} is not writable for this user",
-            fix="give it mode 700, or give a folder on a disk that is mounted for writing",
-        )
+    prepare_own_dir(path, flag="--ext-l3-dir", kept="cached prompts", below="kv")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_ext.config.flag import Flag
+from sglang_ext.config.flag import Flag, parse_dir
 from sglang_ext.errors import ConfigError, FlagConflictError
 
 __all__ = ["FLAGS", "PARTS", "ToolsConfig", "check_together", "check_values"]
@@ -19,6 +19,7 @@ class ToolsConfig:
 
     enforce: bool = False
     without: tuple[str, ...] = ()
+    warm_dir: str | None = None
 
 
 def _parse_mode(text: str) -> bool:
@@ -55,6 +56,15 @@ FLAGS: tuple[Flag, ...] = (
         _parse_parts,
         "PARTS",
     ),
+    Flag(
+        "--ext-tools-warm-dir",
+        "warm_dir",
+        "Folder on a local disk, this user's alone, in which the grammars' texts of --ext-tools "
+        "enforce are kept: names and schemas of the clients' tools, no prompts and no answers. A "
+        "server that starts again compiles them in the background. Default: none is kept.",
+        parse_dir,
+        "DIR",
+    ),
 )
 
 
@@ -64,10 +74,16 @@ def check_together(tools: ToolsConfig) -> None:
     Raises:
         ConfigError: names the flags.
     """
-    if tools.without and not tools.enforce:
-        raise ConfigError(
-            "--ext-tools-without does nothing without --ext-tools enforce; add --ext-tools enforce"
-        )
+    if tools.enforce:
+        return
+    for flag, given in (
+        ("--ext-tools-without", tools.without),
+        ("--ext-tools-warm-dir", tools.warm_dir),
+    ):
+        if given:
+            raise ConfigError(
+                f"{flag} does nothing without --ext-tools enforce; add --ext-tools enforce"
+            )
 
 
 def check_values(tools: ToolsConfig, given: Mapping[str, Any]) -> None:
@@ -89,4 +105,9 @@ def check_values(tools: ToolsConfig, given: Mapping[str, Any]) -> None:
         raise FlagConflictError(
             f"--grammar-backend {backend} contradicts --ext-tools enforce, whose grammars are "
             "xgrammar's; drop one of them"
+        )
+    if tools.warm_dir and given.get("reasoning_parser"):
+        raise FlagConflictError(
+            f"--reasoning-parser {given['reasoning_parser']} contradicts --ext-tools-warm-dir: "
+            "grammars of models that reason are not kept; leave out --ext-tools-warm-dir"
         )

@@ -12,7 +12,7 @@ from sglang_ext.plugin import context_parallel_seams
 from sglang_ext.plugin.opening import open_group
 from sglang_ext.plugin.reference import reference_device
 from sglang_ext.plugin.verifying import seam_statuses
-from sglang_ext.tools import metrics, parts
+from sglang_ext.tools import metrics, parts, warming
 
 if TYPE_CHECKING:
     import argparse
@@ -55,6 +55,7 @@ def open_scheduler(_result: Any, server_args: Any, *_args: Any, role: str, **_kw
     tools = config_of(server_args).tools
     if role == "scheduler" and tools.enforce:
         parts.use(parts.Parts().without(tools.without))
+        warming.keep_in(tools.warm_dir)
         open_group("tools_scheduler")
 
 

@@ -38,6 +38,10 @@ class BoundedCache(Generic[K, V]):
             self._held.move_to_end(key)
             return entry[0]
 
+    def __contains__(self, key: K) -> bool:
+        """Whether it is there; asking is no use of it."""
+        return key in self._held
+
     def put(self, key: K, value: V) -> None:
         """Hold ``value``; one that is larger than the whole cache is not held."""
         size = self._size_of(key, value)
@@ -49,6 +53,17 @@ class BoundedCache(Generic[K, V]):
                 self._drop(next(iter(self._held)))
             self._held[key] = (value, size)
             self.held_bytes += size
+
+    def drop(self, key: K) -> None:
+        """No longer hold ``key``."""
+        with self._lock:
+            self._drop(key)
+
+    def shrink(self, most_bytes: int) -> None:
+        """Hold no more than ``most_bytes`` now; the bound of `put` stays."""
+        with self._lock:
+            while self.held_bytes > max(most_bytes, 0):
+                self._drop(next(iter(self._held)))
 
     def clear(self) -> None:
         """Hold nothing."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sglang_ext.tools.grammars import held_bytes
+from sglang_ext.tools import grammars
 from sglang_ext.tools.progress import Progress
 from sglang_ext.tools.tag import OURS
 
@@ -118,7 +118,7 @@ def mark_finished(_result: None, request: Any, *_args: Any, **_kwargs: Any) -> N
     progress = None if reason is None else progress_of(request.grammar)
     if progress is None or REPORT in (told := reason.to_json()):
         return
-    figures = {**progress.figures(), "cache_bytes": held_bytes()}
+    figures = {**progress.figures(), **grammars.figures()}
     kind = told.get("type")
     if kind not in ("stop", "length"):
         figures["ended"] = ""

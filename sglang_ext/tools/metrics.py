@@ -48,6 +48,18 @@ def _series() -> dict[str, Any]:
             "Compiled grammars held by the scheduler that ended a request last.",
             multiprocess_mode="mostrecent",
         ),
+        "warm": Gauge(
+            "sglang_ext:tool_warm_grammars",
+            "Grammars of before the start, of that scheduler: warmed, skipped, or found by a "
+            "request.",
+            ["state"],
+            multiprocess_mode="mostrecent",
+        ),
+        "warm_s": Gauge(
+            "sglang_ext:tool_warm_seconds",
+            "Time that scheduler took to compile them.",
+            multiprocess_mode="mostrecent",
+        ),
     }
 
 
@@ -83,3 +95,11 @@ def count_request(figures: Mapping[str, Any]) -> None:
     if figures["compile_ms"]:
         series["compile"].observe(figures["compile_ms"] / 1e3)
     series["cache"].set(figures["cache_bytes"])
+    if "warmed" in figures:  # texts are kept
+        for state, name in (
+            ("warmed", "warmed"),
+            ("found", "warm_found"),
+            ("skipped", "warm_skipped"),
+        ):
+            series["warm"].labels(state=state).set(figures[name])
+        series["warm_s"].set(figures["warm_s"])

@@ -74,12 +74,17 @@ SYMBOLS: tuple[Symbol, ...] = (
     Symbol(f"{CALL_PARSER}.parse_stream_end", "the same, when nothing follows"),
     Symbol(
         "sglang.srt.constrained.xgrammar_backend:XGrammarGrammarBackend.__init__",
-        "makes cache, grammar_compiler and _tokenizer_info",
+        "makes cache, executor, grammar_compiler and _tokenizer_info",
         ("tokenizer", "vocab_size"),
     ),
     Symbol(
         "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend.get_cached_or_future_value",
         "a grammar, or the future of one, and whether it was there",
+        ("key", "require_reasoning"),
+    ),
+    Symbol(
+        "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend._init_value_dispatch",
+        "compiles a grammar, or returns an InvalidGrammarObject without ctx; safe in any thread",
         ("key", "require_reasoning"),
     ),
     Symbol(

@@ -9,6 +9,7 @@ import pytest
 from sglang_ext.cache.settings import TreeSettings
 from sglang_ext.config import CAPABILITIES, ExtConfig, cache, describe, parse
 from sglang_ext.config.cache_machine import check_l1_holds_a_page, check_l2_fits, prepare_l3_dir
+from sglang_ext.config.own_folder import prepare_own_dir
 from sglang_ext.config.sizes import format_size, parse_size, parse_tokens
 from sglang_ext.config.stock import check_conflicts, stock_settings
 from sglang_ext.errors import ConfigError, FlagConflictError
@@ -281,6 +282,32 @@ def test_what_contradicts_enforced_tools_is_named(given, why):
     with pytest.raises(ConfigError, match=why):
         check_conflicts(parsed, (), given)
     check_conflicts(parsed, (), {"tool_call_parser": "hermes"})
+
+
+def test_where_texts_of_grammars_are_kept():
+    parsed = parse({"ext_tools": "enforce", "ext_tools_warm_dir": "/nvme/grammars"})
+    assert parsed.tools.warm_dir == "/nvme/grammars"
+    assert parse({"ext_tools": "enforce"}).tools.warm_dir is None
+    with pytest.raises(ConfigError, match="--ext-tools-warm-dir does nothing without"):
+        parse({"ext_tools_warm_dir": "/nvme/grammars"})
+    with pytest.raises(ConfigError, match="--reasoning-parser qwen3 contradicts"):
+        check_conflicts(parsed, (), {"tool_call_parser": "hermes", "reasoning_parser": "qwen3"})
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"), [(0o755, "who could read or plant schemas"), (0o500, "not writable")]
+)
+def test_a_folder_that_is_not_ours_alone_is_refused(tmp_path, mode, why):
+    folder = tmp_path / "grammars"
+    ask = {"flag": "--ext-tools-warm-dir", "kept": "schemas of tools", "below": "grammars"}
+    prepare_own_dir(str(folder), **ask)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    prepare_own_dir(str(folder), **ask)
+    folder.chmod(mode)
+    if mode == 0o500 and os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    with pytest.raises(ConfigError, match=f"--ext-tools-warm-dir: .*{why}"):
+        prepare_own_dir(str(folder), **ask)
 
 
 def test_format_size_keeps_the_unit_readable():

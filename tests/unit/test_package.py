@@ -81,10 +81,13 @@ def run(code):
         "sglang_ext.tools.ebnf",
         "sglang_ext.tools.answers",
         "sglang_ext.tools.endpoints",
+        "sglang_ext.tools.grammar_cache",
         "sglang_ext.tools.grammars",
         "sglang_ext.tools.requests",
         "sglang_ext.tools.sampling",
         "sglang_ext.tools.schema",
+        "sglang_ext.tools.texts",
+        "sglang_ext.tools.warming",
         "sglang_ext.models",
     ],
 )

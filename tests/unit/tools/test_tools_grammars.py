@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ext.tools.bounded import BoundedCache
-from sglang_ext.tools.grammars import _Grammars, compile_once
+from sglang_ext.tools.grammar_cache import GrammarCache, Lanes
+from sglang_ext.tools.grammars import compile_once
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60)), max_size=40))
@@ -52,6 +54,7 @@ class Grammar:
     def __init__(self, key, stats=None):
         self.key = key
         self.grammar_stats = stats or Stats()
+        self.ctx = object()
 
     def copy(self):
         return Grammar(self.key, Stats(is_cache_hit=True))
@@ -61,10 +64,10 @@ class Backend:
     """SGLang's backend as far as it is used: a cache, and compiles in threads."""
 
     def __init__(self):
-        self.cache = _Grammars()
+        self.cache = GrammarCache()
         self.executor = ThreadPoolExecutor(4)
         self.go = threading.Event()
-        self.compiled = []
+        self.started, self.compiled = [], []
 
     def get(self, key, reasoning):
         held = self.cache.get(key)
@@ -73,6 +76,7 @@ class Backend:
         return self.executor.submit(self.compile, key), False
 
     def compile(self, key):
+        self.started.append(key)
         self.go.wait(30)
         self.compiled.append(key)
         if key == "bad":
@@ -119,6 +123,73 @@ def test_a_request_that_is_cancelled_leaves_the_others():
     assert first.cancel()
     backend.go.set()
     assert second.result(30).key == "a"
+
+
+def test_a_compile_that_nobody_waits_for_any_more_is_not_begun():
+    backend = Backend()
+    backend.executor = ThreadPoolExecutor(1)
+    running, _ = backend.ask("a")
+    queued = [backend.ask("b")[0] for _ in range(2)]
+    wanted = [backend.ask("c")[0] for _ in range(2)]
+    assert all(value.cancel() for value in queued)
+    assert wanted[0].cancel()
+    again, _ = backend.ask("b")
+    assert again.cancel()
+    backend.go.set()
+    assert running.result(30).key == "a"
+    assert wanted[1].result(30).key == "c"
+    assert backend.compiled == ["a", "c"]
+    assert backend.cache.running == {}
+    last, _ = backend.ask("b")
+    assert last.result(30).key == "b"
+
+
+def test_a_compile_that_was_given_up_while_it_ran_is_found_by_the_next_request():
+    backend = Backend()
+    given_up, _ = backend.ask("a")
+    while not backend.started:
+        time.sleep(0.001)
+    assert given_up.cancel()
+    joined, _ = backend.ask("a")
+    assert joined.cancel()
+    backend.go.set()
+    backend.executor.shutdown()
+    assert backend.cache.held_bytes > 0
+    again, hit = backend.ask("a")
+    assert not hit, "SGLang asks all ranks"
+    assert again.result(30).key == "a"
+    assert backend.compiled == ["a"]
+
+
+@dataclass
+class Refusal:
+    error_message: str
+
+
+def test_a_compile_that_sglang_gave_up_is_no_refusal_for_ever():
+    cache = GrammarCache()
+    cache["a"] = Refusal("Grammar preprocessing timed out")
+    assert cache.get("a") is None
+    cache["a"] = Refusal("Invalid regex")
+    assert cache.get("a").error_message == "Invalid regex"
+
+
+def test_large_grammars_do_not_keep_small_ones_waiting():
+    lanes, go = Lanes(ThreadPoolExecutor(1), large_chars=10), threading.Event()
+    begun = []
+
+    def compile_key(key, *, reasoning):
+        begun.append(key[1])
+        assert len(key[1]) <= 10 or go.wait(30)
+        return key, reasoning
+
+    large = [lanes.submit(compile_key, ("ebnf", "x" * 11), reasoning=False) for _ in range(9)]
+    small = lanes.submit(compile_key, ("ebnf", "x" * 10), reasoning=True)
+    assert small.result(30) == (("ebnf", "x" * 10), True)
+    assert len(begun) <= 3, "two large ones at once"
+    go.set()
+    assert all(future.result(30)[0][1] == "x" * 11 for future in large)
+    lanes.shutdown()
 
 
 MANY_SCHEMAS = """
