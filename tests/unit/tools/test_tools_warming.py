@@ -135,6 +135,18 @@ def test_requests_go_first(places):
     waiting.set_result(None)
 
 
+def test_what_a_request_compiles_or_has_is_not_begun_once_more():
+    backend, key = Backend(), ("structural_tag", tag("a"))
+    backend.go.clear()
+    asked = ThreadPoolExecutor(1).submit(backend.ask, tag("a"))
+    while not backend.compiled:
+        time.sleep(0.001)
+    assert backend.cache.begin(key) is None
+    backend.go.set()
+    asked.result(30)
+    assert backend.cache.begin(key) is None
+
+
 def test_it_ends_where_the_cache_is_full_and_what_is_warm_goes_first(places):
     backend = Backend(most_bytes=3 * BYTES)
     texts = [tag(name) for name in "abcde"]
