@@ -28,5 +28,15 @@ def tiny_llama() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen2() -> Path:
+    return make_model("tiny-qwen2").path
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3() -> Path:
+    return make_model("tiny-qwen3").path
+
+
+@pytest.fixture(scope="session")
 def tiny_qwen3_moe() -> Path:
     return make_model("tiny-qwen3-moe").path

@@ -35,7 +35,7 @@ _MEBIBYTE = 1 << 20
 @click.option("--seed", type=int, help="Tiny models: all weights follow from it. Default: 0.")
 @click.option("--layers", type=int, help="Tiny models. Default: 2.")
 @click.option(
-    "--kv-heads", type=int, help="tiny-llama, tiny-qwen3-moe: of 8 heads; 8 is MHA. Default: 4."
+    "--kv-heads", type=int, help="tiny-llama, tiny-qwen*: of 8 heads; 8 is MHA. Default: 4."
 )
 @click.option(
     "--index-topk", type=int, help="tiny-deepseek-v32: tokens the indexer selects. Default: 2048."

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "MODELS", "default_folder", "make_model"]
 
-MODELS = ("smollm2", "tiny-llama", "tiny-qwen3-moe", "tiny-deepseek-v32")
+_LLAMA_AND_QWEN = ("tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe")
+_TINY = (*_LLAMA_AND_QWEN, "tiny-deepseek-v32")
+MODELS = ("smollm2", *_TINY)
 DTYPES = ("float32", "bfloat16")
 
 # Raised when a model's bytes change for the same options (weights, template, config): a folder
@@ -23,9 +25,9 @@ DTYPES = ("float32", "bfloat16")
 _RECIPE = 1
 # Options that only some models have.
 _APPLIES = {
-    "seed": ("tiny-llama", "tiny-qwen3-moe", "tiny-deepseek-v32"),
-    "layers": ("tiny-llama", "tiny-qwen3-moe", "tiny-deepseek-v32"),
-    "kv_heads": ("tiny-llama", "tiny-qwen3-moe"),
+    "seed": _TINY,
+    "layers": _TINY,
+    "kv_heads": _LLAMA_AND_QWEN,
     "index_topk": ("tiny-deepseek-v32",),
 }
 
@@ -59,7 +61,7 @@ def make_model(
         dtype: One of :data:`DTYPES`.
         seed: Seed of a tiny model (default 0).
         layers: Layers of a tiny model (default 2).
-        kv_heads: KV heads, of 8 heads, of ``tiny-llama`` and ``tiny-qwen3-moe`` (default 4).
+        kv_heads: KV heads, of 8 heads, of ``tiny-llama`` and the tiny Qwen models (default 4).
         index_topk: Tokens that the indexer of ``tiny-deepseek-v32`` selects (default 2048).
 
     Returns:

@@ -52,7 +52,7 @@ class TinyOptions:
         seed: Every byte of the weights follows from it.
         dtype: ``float32`` or ``bfloat16``.
         layers: Layers.
-        kv_heads: KV heads of the Llama and Qwen3 models: 8 is MHA, fewer is GQA.
+        kv_heads: KV heads of the Llama and Qwen models: 8 is MHA, fewer is GQA.
         index_topk: Tokens that the indexer of the DeepSeek model selects.
     """
 
@@ -190,6 +190,23 @@ def _llama_config(options: TinyOptions) -> dict[str, Any]:
     }
 
 
+def _qwen2_config(options: TinyOptions) -> dict[str, Any]:
+    """Without ``head_dim``: on a CPU SGLang's Qwen2 does not look at it."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "num_key_value_heads": options.kv_heads,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+
+
+def _qwen3_config(options: TinyOptions) -> dict[str, Any]:
+    names = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    return {**_qwen2_config(options), **names, "head_dim": _HEAD_DIM}
+
+
 def _qwen3_moe_config(options: TinyOptions) -> dict[str, Any]:
     return {
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -261,9 +278,14 @@ def _mlp(prefix: str, inner: int) -> LayerShapes:
     yield f"{prefix}.down_proj.weight", ((_HIDDEN, inner), 1.0)
 
 
+def _head_rows(config: dict[str, Any]) -> tuple[int, int]:
+    """Rows of all query heads, and of all KV heads."""
+    head_dim = config.get("head_dim", _HIDDEN // _HEADS)
+    return config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+
+
 def _attention(config: dict[str, Any], query_key_gain: float) -> LayerShapes:
-    rows = config["num_attention_heads"] * config["head_dim"]
-    kv_rows = config["num_key_value_heads"] * config["head_dim"]
+    rows, kv_rows = _head_rows(config)
     yield "self_attn.q_proj.weight", ((rows, _HIDDEN), query_key_gain)
     yield "self_attn.k_proj.weight", ((kv_rows, _HIDDEN), query_key_gain)
     yield "self_attn.v_proj.weight", ((kv_rows, _HIDDEN), 1.0)
@@ -281,11 +303,28 @@ def _llama_layer(config: dict[str, Any], _layer: int) -> LayerShapes:
     yield from _mlp("mlp", config["intermediate_size"])
 
 
-def _qwen3_moe_layer(config: dict[str, Any], _layer: int) -> LayerShapes:
+def _qwen2_layer(config: dict[str, Any], _layer: int) -> LayerShapes:
+    yield from _attention(config, _SHARP)
+    rows, kv_rows = _head_rows(config)
+    for part, size in (("q", rows), ("k", kv_rows), ("v", kv_rows)):
+        yield f"self_attn.{part}_proj.bias", ((size,), 0.0)
+    yield from _mlp("mlp", config["intermediate_size"])
+
+
+def _normalised_attention(config: dict[str, Any]) -> LayerShapes:
     # Queries and keys are normalised: their size is that of the norm's weight.
     yield from _attention(config, 1.0)
     yield "self_attn.q_norm.weight", ((config["head_dim"],), _SHARP)
     yield "self_attn.k_norm.weight", ((config["head_dim"],), _SHARP)
+
+
+def _qwen3_layer(config: dict[str, Any], _layer: int) -> LayerShapes:
+    yield from _normalised_attention(config)
+    yield from _mlp("mlp", config["intermediate_size"])
+
+
+def _qwen3_moe_layer(config: dict[str, Any], _layer: int) -> LayerShapes:
+    yield from _normalised_attention(config)
     yield from _experts(config["num_experts"], config["moe_intermediate_size"])
 
 
@@ -324,6 +363,8 @@ TINY: dict[
     tuple[Callable[[TinyOptions], dict[str, Any]], Callable[[dict[str, Any], int], LayerShapes]],
 ] = {
     "tiny-llama": (_llama_config, _llama_layer),
+    "tiny-qwen2": (_qwen2_config, _qwen2_layer),
+    "tiny-qwen3": (_qwen3_config, _qwen3_layer),
     "tiny-qwen3-moe": (_qwen3_moe_config, _qwen3_moe_layer),
     "tiny-deepseek-v32": (_deepseek_v32_config, _deepseek_v32_layer),
 }

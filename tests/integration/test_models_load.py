@@ -56,6 +56,8 @@ print("RESULT", type(model).__name__, config.context_len, unfilled)
 EXPECTED = {
     "smollm2": "RESULT LlamaForCausalLM 8192 []",
     "tiny-llama": "RESULT LlamaForCausalLM 131072 []",
+    "tiny-qwen2": "RESULT Qwen2ForCausalLM 131072 []",
+    "tiny-qwen3": "RESULT Qwen3ForCausalLM 131072 []",
     "tiny-qwen3-moe": "RESULT Qwen3MoeForCausalLM 131072 []",
     "tiny-deepseek-v32": "RESULT DeepseekV32ForCausalLM 163840 []",
 }

@@ -10,6 +10,7 @@ pytest.importorskip("gguf")
 
 from sglang_ext.models import make_model
 from sglang_ext.models.gguf_source import GgufFile, packaged_gguf
+from sglang_ext.models.tiny import TINY
 from sglang_ext.models.tokenizer import write_tokenizer
 
 
@@ -47,8 +48,7 @@ def render(tokenizer: Any) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny")
-    names = ("tiny-llama", "tiny-qwen3-moe", "tiny-deepseek-v32")
-    return {name: make_model(name, root / name).path for name in names}
+    return {name: make_model(name, root / name).path for name in TINY}
 
 
 @pytest.fixture(scope="session")

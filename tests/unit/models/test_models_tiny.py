@@ -11,12 +11,14 @@ from sglang_ext.errors import ConfigError
 from sglang_ext.models import MODELS, default_folder, make_model
 from sglang_ext.models.tiny import TinyOptions, random_weight, tiny_config, tiny_shapes
 
-NAMES = ("tiny-llama", "tiny-qwen3-moe", "tiny-deepseek-v32")
 ARCHITECTURES = {
     "tiny-llama": "LlamaForCausalLM",
+    "tiny-qwen2": "Qwen2ForCausalLM",
+    "tiny-qwen3": "Qwen3ForCausalLM",
     "tiny-qwen3-moe": "Qwen3MoeForCausalLM",
     "tiny-deepseek-v32": "DeepseekV32ForCausalLM",
 }
+NAMES = tuple(ARCHITECTURES)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -109,6 +111,22 @@ def test_options_reach_the_config_and_the_shapes() -> None:
     assert shapes["model.layers.2.self_attn.k_proj.weight"][0] == (512, 128)
     assert "model.layers.3.input_layernorm.weight" not in shapes
     assert tiny_config("tiny-deepseek-v32", TinyOptions(index_topk=64))["index_topk"] == 64
+
+
+def test_the_qwen_models_have_biases_or_norms_of_heads() -> None:
+    llama = set(tiny_shapes("tiny-llama", tiny_config("tiny-llama", TinyOptions())))
+    for name, more in (
+        ("tiny-qwen2", {"q_proj.bias": 128, "k_proj.bias": 32, "v_proj.bias": 32}),
+        ("tiny-qwen3", {"q_norm.weight": 64, "k_norm.weight": 64}),
+    ):
+        shapes = tiny_shapes(name, tiny_config(name, TinyOptions(layers=2, kv_heads=2)))
+        expected = {
+            f"model.layers.{layer}.self_attn.{part}": (size,)
+            for layer in range(2)
+            for part, size in more.items()
+        }
+        assert {key: shapes[key][0] for key in shapes.keys() - llama} == expected
+        assert llama <= shapes.keys()
 
 
 def test_the_deepseek_model_has_a_dense_and_an_expert_layer() -> None:
