@@ -85,7 +85,7 @@ def flags_page() -> str:
     lines += [
         "- `--tp-size` that is not a multiple of it.",
         "- `--json-model-override-args` that names an architecture other than "
-        f"{' or '.join(ARCHITECTURES)}.",
+        f"{', '.join(ARCHITECTURES[:-1])} or {ARCHITECTURES[-1]}.",
         "- `--tokenizer-worker-num` above 1: SGLang loads no plugins in the extra workers.",
         "",
         "## Environment",

@@ -50,6 +50,7 @@ RESERVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "enable_hisparse": ((None, False), "it needs sparse attention, which is not split"),
     "enable_single_batch_overlap": ((None, False), "it overlaps batches in a way of its own"),
     "enable_torch_compile": ((None, False), "a split batch was never compiled"),
+    "rl_on_policy_target": ((None,), "layers of the split models do not compute in its types"),
     "enable_symm_mem": ((None, False), "the AllGather does not use its buffers"),
 }
 

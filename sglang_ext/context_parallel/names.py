@@ -10,4 +10,9 @@ MODEL_PACKAGE_VARIABLE = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 MODEL_PACKAGE = "sglang_ext.context_parallel.models"
 
 # Shapes whose layers are right when each rank has its own tokens; others are refused.
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen3MoeForCausalLM")
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)

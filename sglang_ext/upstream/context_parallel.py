@@ -53,6 +53,16 @@ SYMBOLS: tuple[Symbol, ...] = (
         ("positions", "hidden_states", "forward_batch"),
     ),
     Symbol(
+        f"{_LLAMA}:LlamaAttention.forward_prepare_native",
+        "queries, keys and values of a layer: Qwen3 normalises them here",
+        ("positions", "hidden_states"),
+    ),
+    Symbol(
+        "sglang.srt.models.utils:apply_qk_norm",
+        "normalises each head's query and key",
+        ("q", "k", "q_norm", "k_norm", "head_dim"),
+    ),
+    Symbol(
         f"{_LLAMA}:LlamaMLP.__init__",
         "cut over parallel_group; reduce_results leaves the sum to the boundary",
         ("hidden_size", "intermediate_size", "hidden_act", "reduce_results", "parallel_group"),

@@ -1,12 +1,12 @@
 """A server that splits its prefill batches over ranks says what one rank says."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support.collectives import Collectives
+from support.collectives import Collectives, ask_while_running
 from support.oracle import Oracle
 from support.serving import flush, generate, get, served_by, start
 from support.stored_pages import wait_for_pages
@@ -113,20 +113,11 @@ def test_requests_of_one_batch(server, prompt_of, oracle):
 def test_requests_mixed_with_running_ones(server, prompt_of, oracle, collectives, layers):
     """SGLang mixes only where nobody asks for log-probabilities."""
     short, long = ([prompt_of(tokens, seed=8) for tokens in part] for part in (SHORT, LONG))
-    collectives.since_last()
-    with ThreadPoolExecutor(len(short + long)) as clients:
-        asked = [(prompt, clients.submit(generate, server, prompt, 128)) for prompt in short]
-        begun, deadline = [], time.monotonic() + 60
-        while not begun and time.monotonic() < deadline:
-            time.sleep(0.05)
-            begun = collectives.since_last()
-        asked += [(prompt, clients.submit(generate, server, prompt, 24)) for prompt in long]
-        answers = [(prompt, answer.result()) for prompt, answer in asked]
+    answers, calls = ask_while_running(collectives, partial(generate, server), short, long)
     for prompt, answer in answers:
         oracle.greedy(prompt, answer["output_ids"])
     # What was computed in split batches beyond the prompts, rounding aside, are tokens of requests
     # that were running: an unmixed batch has none.
-    calls = [call for call in begun + collectives.since_last() if call.of_attention]
     forwards = len(calls) / RANKS / layers
     computed = sum(call.rows for call in calls) / layers
     assert computed > sum(map(len, short + long)) + forwards

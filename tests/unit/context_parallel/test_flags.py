@@ -58,10 +58,11 @@ def argv(model, *flags):
         "--enable-single-batch-overlap",
         "--enable-torch-compile",
         "--enable-symm-mem",
+        "--rl-on-policy-target fsdp",
         "--ext-cp-size 17",
         "--tp-size 0",
         "--tp-size -2",
-        '--json-model-override-args {"architectures":["Qwen3ForCausalLM"]}',
+        '--json-model-override-args {"architectures":["GemmaForCausalLM"]}',
     ],
 )
 def test_what_was_never_run_is_refused(parser, model, flags, capsys):
@@ -81,6 +82,8 @@ def test_what_was_never_run_is_refused(parser, model, flags, capsys):
         "--tp-size 4",
         "--disable-overlap-schedule",
         '--json-model-override-args {"num_hidden_layers":1}',
+        '--json-model-override-args {"architectures":["Qwen2ForCausalLM"]}',
+        '--json-model-override-args {"architectures":["Qwen3ForCausalLM"]}',
         '--json-model-override-args {"architectures":["Qwen3MoeForCausalLM"]}',
     ],
 )
@@ -110,7 +113,7 @@ def test_every_reserved_flag_is_one_of_sglangs(parser):
         ({"architectures": "LlamaForCausalLM"}, "expected a list of names"),
         ([1], "holds no JSON object"),
         ({}, "a model without a name"),
-        ({"architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
+        ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"),
     ],
 )
 def test_models_that_are_not_split(parser, tmp_path, config, said, capsys):
