@@ -40,3 +40,8 @@ def tiny_qwen3() -> Path:
 @pytest.fixture(scope="session")
 def tiny_qwen3_moe() -> Path:
     return make_model("tiny-qwen3-moe").path
+
+
+@pytest.fixture(scope="session")
+def tiny_deepseek_v3() -> Path:
+    return make_model("tiny-deepseek-v3").path

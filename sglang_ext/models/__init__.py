@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "MODELS", "default_folder", "make_model"]
 
 _LLAMA_AND_QWEN = ("tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe")
-_TINY = (*_LLAMA_AND_QWEN, "tiny-deepseek-v32")
+_TINY = (*_LLAMA_AND_QWEN, "tiny-deepseek-v3", "tiny-deepseek-v32")
 MODELS = ("smollm2", *_TINY)
 DTYPES = ("float32", "bfloat16")
 

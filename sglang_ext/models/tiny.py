@@ -227,16 +227,13 @@ def _qwen3_moe_config(options: TinyOptions) -> dict[str, Any]:
     }
 
 
-def _deepseek_v32_config(options: TinyOptions) -> dict[str, Any]:
+def _deepseek_v3_config(_options: TinyOptions) -> dict[str, Any]:
     """Head and rank sizes of the attention are the real model's: GPU kernels are made for them."""
     return {
-        "architectures": ["DeepseekV32ForCausalLM"],
-        "model_type": "deepseek_v32",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
         "ep_size": 1,
         "first_k_dense_replace": 1,  # layer 0 is dense, the others are experts
-        "index_head_dim": 128,
-        "index_n_heads": 64,
-        "index_topk": options.index_topk,
         "kv_lora_rank": 512,
         "max_position_embeddings": 163840,
         "moe_intermediate_size": _HIDDEN,
@@ -266,6 +263,17 @@ def _deepseek_v32_config(options: TinyOptions) -> dict[str, Any]:
         "topk_group": 2,
         "topk_method": "noaux_tc",
         "v_head_dim": 128,
+    }
+
+
+def _deepseek_v32_config(options: TinyOptions) -> dict[str, Any]:
+    return {
+        **_deepseek_v3_config(options),
+        "architectures": ["DeepseekV32ForCausalLM"],
+        "model_type": "deepseek_v32",
+        "index_head_dim": 128,
+        "index_n_heads": 64,
+        "index_topk": options.index_topk,
     }
 
 
@@ -328,7 +336,7 @@ def _qwen3_moe_layer(config: dict[str, Any], _layer: int) -> LayerShapes:
     yield from _experts(config["num_experts"], config["moe_intermediate_size"])
 
 
-def _deepseek_v32_layer(config: dict[str, Any], layer: int) -> LayerShapes:
+def _deepseek_v3_layer(config: dict[str, Any], layer: int) -> LayerShapes:
     heads, q_rank, kv_rank = _HEADS, config["q_lora_rank"], config["kv_lora_rank"]
     rope, value = config["qk_rope_head_dim"], config["v_head_dim"]
     query = config["qk_nope_head_dim"] + rope
@@ -341,12 +349,6 @@ def _deepseek_v32_layer(config: dict[str, Any], layer: int) -> LayerShapes:
     rows = heads * (config["qk_nope_head_dim"] + value)
     yield "self_attn.kv_b_proj.weight", ((rows, kv_rank), 1.0)
     yield "self_attn.o_proj.weight", ((_HIDDEN, heads * value), 1.0)
-    index_heads, index_dim = config["index_n_heads"], config["index_head_dim"]
-    yield "self_attn.indexer.wq_b.weight", ((index_heads * index_dim, q_rank), 1.0)
-    yield "self_attn.indexer.wk.weight", ((index_dim, _HIDDEN), 1.0)
-    yield "self_attn.indexer.k_norm.weight", ((index_dim,), 1.0)
-    yield "self_attn.indexer.k_norm.bias", ((index_dim,), 0.0)
-    yield "self_attn.indexer.weights_proj.weight", ((index_heads, _HIDDEN), 1.0)
     if layer < config["first_k_dense_replace"]:
         yield from _mlp("mlp", config["intermediate_size"])
         return
@@ -355,6 +357,16 @@ def _deepseek_v32_layer(config: dict[str, Any], layer: int) -> LayerShapes:
     yield from _mlp(
         "mlp.shared_experts", config["n_shared_experts"] * config["moe_intermediate_size"]
     )
+
+
+def _deepseek_v32_layer(config: dict[str, Any], layer: int) -> LayerShapes:
+    yield from _deepseek_v3_layer(config, layer)
+    index_heads, index_dim = config["index_n_heads"], config["index_head_dim"]
+    yield "self_attn.indexer.wq_b.weight", ((index_heads * index_dim, config["q_lora_rank"]), 1.0)
+    yield "self_attn.indexer.wk.weight", ((index_dim, _HIDDEN), 1.0)
+    yield "self_attn.indexer.k_norm.weight", ((index_dim,), 1.0)
+    yield "self_attn.indexer.k_norm.bias", ((index_dim,), 0.0)
+    yield "self_attn.indexer.weights_proj.weight", ((index_heads, _HIDDEN), 1.0)
 
 
 # name -> (its part of the config, the tensors of one layer)
@@ -366,5 +378,6 @@ TINY: dict[
     "tiny-qwen2": (_qwen2_config, _qwen2_layer),
     "tiny-qwen3": (_qwen3_config, _qwen3_layer),
     "tiny-qwen3-moe": (_qwen3_moe_config, _qwen3_moe_layer),
+    "tiny-deepseek-v3": (_deepseek_v3_config, _deepseek_v3_layer),
     "tiny-deepseek-v32": (_deepseek_v32_config, _deepseek_v32_layer),
 }

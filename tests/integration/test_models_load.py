@@ -59,6 +59,7 @@ EXPECTED = {
     "tiny-qwen2": "RESULT Qwen2ForCausalLM 131072 []",
     "tiny-qwen3": "RESULT Qwen3ForCausalLM 131072 []",
     "tiny-qwen3-moe": "RESULT Qwen3MoeForCausalLM 131072 []",
+    "tiny-deepseek-v3": "RESULT DeepseekV3ForCausalLM 163840 []",
     "tiny-deepseek-v32": "RESULT DeepseekV32ForCausalLM 163840 []",
 }
 

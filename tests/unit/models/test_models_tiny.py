@@ -16,6 +16,7 @@ ARCHITECTURES = {
     "tiny-qwen2": "Qwen2ForCausalLM",
     "tiny-qwen3": "Qwen3ForCausalLM",
     "tiny-qwen3-moe": "Qwen3MoeForCausalLM",
+    "tiny-deepseek-v3": "DeepseekV3ForCausalLM",
     "tiny-deepseek-v32": "DeepseekV32ForCausalLM",
 }
 NAMES = tuple(ARCHITECTURES)
