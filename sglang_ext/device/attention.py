@@ -5,6 +5,9 @@ keys come from the layer's own inputs, and cached keys are read from the pool in
 their slots are consecutive. SGLang's ``torch_native`` computes query rows for the whole prompt, so
 that a request with 3,000 of 3,001 tokens cached costs half of a cold one.
 
+Values of latent attention (MLA, absorbed) are the first columns of its one key head: the kernels
+get keys as values, too, and the other columns, a ninth of DeepSeek's, are dropped.
+
 Each request is computed on its own. Its result depends on its own tokens and on where they lie in
 the pool, never on the other requests of the batch.
 
@@ -29,7 +32,7 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MLATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch import Tensor
@@ -159,6 +162,7 @@ class ReferenceAttentionBackend(AttentionBackend):
         self._admitted: set[int] = set()
         pool = self.token_to_kv_pool
         self._has_window_pool = isinstance(pool, SWAKVPool) and pool.swa_layer_nums > 0
+        self._latent_width = pool.kv_cache_dim if isinstance(pool, MLATokenToKVPool) else None
         refuse_configuration(runner, may_be_split=self.takes_split_batches)
         for name, module in runner.model.named_modules():
             if isinstance(module, RadixAttention):
@@ -271,6 +275,8 @@ class ReferenceAttentionBackend(AttentionBackend):
         plan = self.forward_metadata
         if plan is None:
             raise _unplanned(layer)
+        if self._values_in_keys(layer):
+            v = k
         if save_kv_cache and k is not None:
             loc = KVWriteLoc.for_batch(batch, swa_loc=plan.window_loc)
             self.token_to_kv_pool.set_kv_buffer(layer, loc, k, v)
@@ -281,19 +287,20 @@ class ReferenceAttentionBackend(AttentionBackend):
             covered = request.rows.stop
             new = None if k is None or v is None else (k[request.rows], v[request.rows])
             task = _Task(layer, plan, request, new, new is None or save_kv_cache)
-            out[request.rows] = self._attend(queries[request.rows], task)
+            out[request.rows] = self._attend(queries[request.rows], task)[..., : layer.v_head_dim]
         out[covered:] = 0
         return out.view(out.shape[0], -1)
 
     def _attend(self, q: Tensor, task: _Task) -> Tensor:
-        """``[new_tokens, heads, v_head_dim]`` of one request in one layer."""
+        """``[new_tokens, heads, v_head_dim]`` of one request in one layer; wider: to be cut."""
         layer, request = task.layer, task.request
         seq_len = request.cached_tokens + request.new_tokens
         window = layer.sliding_window_size
         # Keys before this position are seen by no query; a window pool may have dropped them.
         first = 0 if window < 0 else max(0, request.cached_tokens - window)
         window_cuts = window >= 0 and seq_len - 1 - window > first
-        if window_cuts or layer.logit_cap > 0 or layer.qk_head_dim != layer.v_head_dim:
+        other_width = layer.qk_head_dim != layer.v_head_dim and not self._values_in_keys(layer)
+        if window_cuts or layer.logit_cap > 0 or other_width:
             k, v = self._in_order(task, first)
             return attend_dense(
                 q,
@@ -354,7 +361,12 @@ class ReferenceAttentionBackend(AttentionBackend):
     def _caches(self, layer: RadixAttention) -> tuple[Tensor, Tensor]:
         # Asked for in every layer: the pool waits here for a layer that is still being loaded.
         pool = self.token_to_kv_pool
-        return pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+        keys = pool.get_key_buffer(layer.layer_id)
+        return keys, keys if self._values_in_keys(layer) else pool.get_value_buffer(layer.layer_id)
+
+    def _values_in_keys(self, layer: RadixAttention) -> bool:
+        """Whether the layer's values are the first columns of its keys: MLA, absorbed."""
+        return bool(layer.tp_k_head_num == 1 and layer.qk_head_dim == self._latent_width)
 
     def _segments(self, task: _Task, first: int, end: int) -> Segments:
         key = (task.request.first_row, self._in_window_pool(task.layer), first, end)

@@ -15,6 +15,7 @@ __all__ = [
     "all_gather_without_custom_op",
     "complete_cpu_streams",
     "default_backends",
+    "reduce_scatter_without_custom_op",
     "unpinned_host_pool",
 ]
 
@@ -56,6 +57,21 @@ def all_gather_without_custom_op(
     """
     if input.device.type == "cpu":
         group._all_gather_into_tensor(output, input)  # noqa: SLF001 - what the op calls
+        return
+    original(group, output, input)
+
+
+def reduce_scatter_without_custom_op(
+    original: Callable[..., None], group: Any, output: torch.Tensor, input: torch.Tensor
+) -> None:
+    """AROUND ``GroupCoordinator.reduce_scatter_tensor``, as the one before.
+
+    Deterministic inference has SGLang sum in full instead, which needs no custom op.
+    """
+    from sglang.srt.environ import envs
+
+    if input.device.type == "cpu" and not envs.SGLANG_ENABLE_DETERMINISTIC_INFERENCE.get():
+        group._reduce_scatter_tensor(output, input)  # noqa: SLF001 - what the op calls
         return
     original(group, output, input)
 

@@ -155,7 +155,7 @@ def read_segments(
     Args:
         segments: from :func:`find_segments`.
         k_cache: ``[slots, kv_heads, head_dim]``.
-        v_cache: ``[slots, kv_heads, v_head_dim]``.
+        v_cache: ``[slots, kv_heads, v_head_dim]``; ``k_cache`` itself where values lie in keys.
         workspace: owns the gathered pair, which is valid until the workspace's next use.
 
     Yields:
@@ -165,7 +165,7 @@ def read_segments(
         yield k_cache[first : first + tokens], v_cache[first : first + tokens]
     if segments.rest is not None:
         k = workspace.gather("k", k_cache, segments.rest)
-        yield k, workspace.gather("v", v_cache, segments.rest)
+        yield k, k if v_cache is k_cache else workspace.gather("v", v_cache, segments.rest)
 
 
 def attend_all(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Part:

@@ -25,6 +25,12 @@ HOOKS: tuple[Hook, ...] = (
         reference_device=True,
     ),
     Hook(
+        "sglang.srt.distributed.parallel_state:GroupCoordinator.reduce_scatter_tensor",
+        "AROUND",
+        "sglang_ext.device.hooks:reduce_scatter_without_custom_op",
+        reference_device=True,
+    ),
+    Hook(
         "sglang.srt.mem_cache.pool_host.base:HostKVCache.__init__",
         "AROUND",
         "sglang_ext.device.hooks:unpinned_host_pool",

@@ -62,6 +62,20 @@ SYMBOLS: tuple[Symbol, ...] = (
         "the same collective without the custom op",
         ("output", "input"),
     ),
+    Symbol(
+        "sglang.srt.distributed.parallel_state:GroupCoordinator.reduce_scatter_tensor",
+        "takes a custom op without a CPU kernel unless the module says it is on a CPU",
+        ("output", "input"),
+    ),
+    Symbol(
+        "sglang.srt.distributed.parallel_state:GroupCoordinator._reduce_scatter_tensor",
+        "the same collective without the custom op",
+        ("output", "input"),
+    ),
+    Symbol(
+        "sglang.srt.mem_cache.memory_pool:MLATokenToKVPool",
+        "one buffer a layer, [slots, 1, kv_cache_dim]: latent, then rotary part",
+    ),
     # --- host pools of the hierarchical cache
     Symbol(
         "sglang.srt.mem_cache.pool_host.base:HostKVCache.__init__",

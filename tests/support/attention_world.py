@@ -190,3 +190,21 @@ class World:
         assert out.dtype == self.dtype
         expected = self.expected(requests, len(self.layers) - 1)
         torch.testing.assert_close(out.double(), expected, atol=BOUND[self.dtype], rtol=0)
+
+
+class LatentWorld(World):
+    """Latent attention: one key head of latent and rotary part, values its first columns."""
+
+    def __init__(self, *, latent: int = 24, rotary: int = 8, **options) -> None:
+        layers = options.get("layers", 1)
+        dtype = options.get("dtype", torch.float32)
+        pool = MLATokenToKVPool(SLOTS - 1, 1, dtype, latent, rotary, layers, "cpu", False)
+        # Otherwise each write asks a server's settings whether slots belong to several ranks.
+        pool.write_loc_is_dcp_resolved = True
+        self.latent = latent
+        width = latent + rotary
+        super().__init__(kv_heads=1, v_dim=latent, head_dim=width, pool=pool, **options)
+
+    def qkv(self, request: Request, layer_id: int = 0) -> tuple[torch.Tensor, ...]:
+        q, k, _ = super().qkv(request, layer_id)
+        return q, k, k[..., : self.latent].contiguous()

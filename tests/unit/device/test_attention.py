@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_parallel
-from support.attention_world import DIM, SLOTS, Request, World, scattered
+from support.attention_world import DIM, LatentWorld, Request, World, draw, scattered
+
+from sglang_ext.device.paged_attention import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,15 +66,42 @@ def test_capped_logits_and_values_of_another_width(v_dim, logit_cap, mode):
     World(v_dim=v_dim, logit_cap=logit_cap).check(requests, scattered(179, 9, 1), mode)
 
 
-def test_latent_attention_on_its_own_pool():
-    pool = MLATokenToKVPool(SLOTS - 1, 1, torch.float32, 24, 8, 1, "cpu", False)
-    world = World(heads=4, kv_heads=1, v_dim=24, pool=pool, head_dim=32)
-    layer, request = world.layers[0], Request(40, 3, 5)
-    q, k, _ = world.qkv(request)
-    world.qkv = lambda *_: (q, k, k[..., :24].contiguous())  # values are the first part of keys
-    with get_parallel().override(dcp_enabled=False):
-        world.check([request], scattered(43, 9, 1), ForwardMode.EXTEND)
-    assert layer.v_head_dim != layer.qk_head_dim
+@settings(max_examples=30, deadline=None)
+@given(
+    requests=requests_of_any_mix,
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    longest_run=st.sampled_from([1, 40, 4000]),
+    decodes=st.integers(0, 5),
+)
+def test_latent_attention_on_its_own_pool(requests, dtype, longest_run, decodes):
+    for request in requests[:decodes]:
+        request.new = 1
+    slots = scattered(sum(r.tokens for r in requests), longest_run, seed=7)
+    modes = (ForwardMode.EXTEND, ForwardMode.MIXED, ForwardMode.DECODE)
+    mode = modes[(decodes > 0) + (decodes >= len(requests))]
+    LatentWorld(heads=4, dtype=dtype).check(requests, slots, mode)
+
+
+def test_latents_are_gathered_once(monkeypatch):
+    gathered = []
+    real = Workspace.gather
+    monkeypatch.setattr(Workspace, "gather", lambda *args: gathered.append(args) or real(*args))
+    LatentWorld(heads=4).check([Request(40, 3, 5)], scattered(43, 1, 1), ForwardMode.EXTEND)
+    assert len(gathered) == 1
+
+
+def test_keys_of_each_head_beside_a_pool_of_latents():
+    """What a latent model does with a prompt of which nothing is cached, on one rank."""
+    world, request = LatentWorld(heads=4), Request(0, 9, 5)
+    each = RadixAttention(4, 12, 0.3, 4, 0, v_head_dim=6)
+    q, k, v = draw(1, 9, 4, 12), draw(2, 9, 4, 12), draw(3, 9, 4, 6)
+    batch = world.batch([request], range(1, 10), ForwardMode.EXTEND)
+    world.backend.init_forward_metadata(batch)
+    out = world.backend.forward_extend(q.flatten(1), k, v, each, batch, save_kv_cache=False)
+    scores = torch.einsum("qhd,khd->hqk", q, k).double() * 0.3
+    weights = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf).softmax(-1)
+    expected = torch.einsum("hqk,khd->qhd", weights, v.double()).flatten(1)
+    torch.testing.assert_close(out.double(), expected, atol=2e-6, rtol=0)
 
 
 def test_a_request_does_not_feel_its_neighbours():
