@@ -15,11 +15,15 @@ MODULE = "torch.distributed.distributed_c10d"
 # What is sent, among the positional arguments.
 SENT = {
     "all_gather_into_tensor": 1,
+    "all_gather_single": 1,
     "all_gather": 1,
     "all_reduce": 0,
     "all_to_all_single": 1,
     "reduce_scatter_tensor": 1,
+    "reduce_scatter_single": 1,
 }
+
+inside = []
 
 
 def counted(module, name, sent):
@@ -27,6 +31,8 @@ def counted(module, name, sent):
 
     @functools.wraps(plain)
     def call(*args, **kwargs):
+        if inside:  # an older name calls the newer one
+            return plain(*args, **kwargs)
         names = ("input_tensor", "tensor", "input")
         tensor = args[sent] if len(args) > sent else next(kwargs[n] for n in names if n in kwargs)
         ranks = module.get_world_size(kwargs.get("group"))
@@ -34,7 +40,11 @@ def counted(module, name, sent):
         rows = tensor.shape[0] if tensor.dim() else 1
         with open(FILE, "a", encoding="utf-8") as file:
             file.write(f"{os.getpid()} {name} {ranks} {tensor.dtype} {rows} {size}\n")
-        return plain(*args, **kwargs)
+        inside.append(name)
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            inside.pop()
 
     return call
 
