@@ -24,10 +24,12 @@ from sglang_ext.config.own_folder import prepare_own_dir
 from sglang_ext.config.stock import check_conflicts, stock_settings
 from sglang_ext.context_parallel.names import (
     ARCHITECTURES,
+    LATENT_ARCHITECTURES,
     MODEL_PACKAGE,
     MODEL_PACKAGE_VARIABLE,
+    heads_stay_whole,
 )
-from sglang_ext.errors import ConfigError, SglangExtError, StoreError
+from sglang_ext.errors import ConfigError, FlagConflictError, SglangExtError, StoreError
 
 __all__ = [
     "CONFIG_ATTRIBUTE",
@@ -310,11 +312,14 @@ def _check_splitting(parsed: argparse.Namespace, reference_device: bool) -> None
             f"--ext-cp-size: {MODEL_PACKAGE_VARIABLE} is {package}, and its own models need that "
             "variable; unset it, or leave out --ext-cp-size"
         )
-    check_model(
+    architecture = check_model(
         str(getattr(parsed, "model_path", None) or ""),
         getattr(parsed, "json_model_override_args", None) or "{}",
         ARCHITECTURES,
     )
+    ranks = config_of(parsed).context_parallel.size
+    if architecture in LATENT_ARCHITECTURES and parsed.tp_size not in (1, ranks):
+        raise FlagConflictError(heads_stay_whole(parsed.tp_size, ranks))
 
 
 def _looks_local(path: str) -> bool:

@@ -8,7 +8,7 @@ from sglang_ext.config import FLAGS, parse
 from sglang_ext.config.cache_stock import CACHE_RESERVED, STEERED_RESERVED
 from sglang_ext.config.context_parallel_stock import RESERVED
 from sglang_ext.config.stock import stock_settings
-from sglang_ext.context_parallel.names import ARCHITECTURES
+from sglang_ext.context_parallel.names import ARCHITECTURES, LATENT_ARCHITECTURES
 from sglang_ext.plugin.switches import DISABLE, STRICT
 from sglang_ext.plugin.table import GROUPS, HOOKS
 from sglang_ext.upstream.releases import RELEASE_OVERRIDE, TESTED_RELEASES, TESTED_TORCH
@@ -83,7 +83,8 @@ def flags_page() -> str:
     for field, (_, why) in RESERVED.items():
         lines.append(f"- `--{field.replace('_', '-')}`: {why}.")
     lines += [
-        "- `--tp-size` that is not a multiple of it.",
+        "- `--tp-size` that is not a multiple of it; another one than it for "
+        f"{' and '.join(LATENT_ARCHITECTURES)}.",
         "- `--json-model-override-args` that names an architecture other than "
         f"{', '.join(ARCHITECTURES[:-1])} or {ARCHITECTURES[-1]}.",
         "- `--tokenizer-worker-num` above 1: SGLang loads no plugins in the extra workers.",

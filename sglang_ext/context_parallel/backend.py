@@ -25,6 +25,7 @@ from sglang_ext.context_parallel.collective import (
     RowExchange,
     RowLayout,
 )
+from sglang_ext.context_parallel.latent import absorb_keys
 from sglang_ext.context_parallel.names import ARCHITECTURES
 from sglang_ext.context_parallel.strategy import PlannedMetadata
 from sglang_ext.device.attention import ReferenceAttentionBackend, RequestRows
@@ -70,6 +71,8 @@ class SplitAttentionBackend(ReferenceAttentionBackend):
         if isinstance(runner.token_to_kv_pool, SWAKVPool):
             raise _refusal("the model has layers with a sliding window")
         super().__init__(runner)
+        if self._latent_width is not None:
+            absorb_keys()
         self._group = group or ProcessGroup(get_parallel().attn_cp_group.device_group)
         self._split: _Split | None = None
 
@@ -100,10 +103,12 @@ class SplitAttentionBackend(ReferenceAttentionBackend):
 
     def _refuse(self, layer: RadixAttention, name: str) -> None:
         super()._refuse(layer, name)
+        # A latent model has layers for both forms; those for keys of each head are not called.
+        other_width = layer.qk_head_dim != layer.v_head_dim and self._latent_width is None
         for unsupported, feature in (
             (layer.sliding_window_size >= 0, "a sliding window"),
             (layer.logit_cap > 0, "capped logits"),
-            (layer.qk_head_dim != layer.v_head_dim, "values of another width than keys"),
+            (other_width, "values of another width than keys"),
         ):
             if unsupported:
                 raise _refusal(f"layer {layer.layer_id} ({name}) has {feature}")
@@ -129,19 +134,27 @@ class SplitAttentionBackend(ReferenceAttentionBackend):
         exchange = split.exchange
         mine = int(exchange.plan.tokens[exchange.rank])
         shape = (layer.tp_k_head_num, layer.qk_head_dim)
-        new = (queries[:mine], k.reshape(-1, *shape)[:mine], v.reshape(-1, *shape)[:mine])
-        layout = RowLayout((Part(shape, k.dtype), Part(shape, v.dtype)))
-        flight = exchange.begin(self._group, layout, new[1:])
+        keys = k.reshape(-1, *shape)[:mine]
+        in_keys = self._values_in_keys(layer)
+        if self._latent_width is not None and not in_keys:
+            raise _refusal(f"layer {layer.layer_id} of a latent model computes keys of each head")
+        values = keys if in_keys else v.reshape(-1, *shape)[:mine]
+        # Latent and rotary part are one tensor, and the values lie in it: they travel once.
+        sent = (keys,) if in_keys else (keys, values)
+        layout = RowLayout(tuple(Part(shape, part.dtype) for part in sent))
+        flight = exchange.begin(self._group, layout, sent)
 
         def read(request: int, first: int, end: int) -> tuple[Tensor, Tensor]:
             return self._read_stored(layer, split.requests[request], first, end)
 
         def land() -> None:
             # Asked for here: the pool waits for a layer that is still being loaded.
-            flight.land(self._caches(layer))
+            flight.land(self._caches(layer)[: len(sent)])
 
-        out = queries.new_zeros(queries.shape)
-        out[:mine] = attend_slices(split.tasks, new, layer.scaling, read, land)
+        out = queries.new_zeros(*queries.shape[:2], layer.v_head_dim)
+        new = (queries[:mine], keys, values)
+        attended = attend_slices(split.tasks, new, layer.scaling, read, land)
+        out[:mine] = attended[..., : layer.v_head_dim]
         return out.view(out.shape[0], -1)
 
 

@@ -183,6 +183,8 @@ class Flight:
         """
         self.work.wait()
         for cache, part in zip(caches, self.layout.views(self.gathered), strict=True):
+            if part.dtype.itemsize == 1:  # torch has no index_copy of 8-bit floats
+                cache, part = cache.view(torch.uint8), part.view(torch.uint8)
             cache.index_copy_(0, self.destinations, part)
 
 

@@ -22,6 +22,7 @@ HOOKS: tuple[Hook, ...] = (
 ENTRIES: tuple[Entry, ...] = (
     *device_seams.ENTRIES,
     *cache_seams.ENTRIES,
+    *context_parallel_seams.ENTRIES,
 )
 
 # Hooks of these are put in place when they are opened (`opening.open_group`), with what they lack

@@ -6,6 +6,8 @@ __all__ = ["SYMBOLS"]
 
 _CP = "sglang.srt.layers.cp.base"
 _STRATEGY = f"{_CP}:ContextParallelStrategy"
+_MLA = "sglang.srt.models.deepseek_common.attention_backend_handler"
+_DEEPSEEK = "sglang.srt.models.deepseek_v2"
 _LLAMA = "sglang.srt.models.llama"
 
 SYMBOLS: tuple[Symbol, ...] = (
@@ -112,6 +114,46 @@ SYMBOLS: tuple[Symbol, ...] = (
         "sglang.srt.utils:make_pp_layers",
         "the layers of this stage, and the facts of all",
         ("num_hidden_layers", "layer_fn", "prefix", "stage_facts"),
+    ),
+    Symbol(
+        "sglang.srt.arg_groups.overrides:declare_resolution",
+        "the last declaration of a field wins",
+        ("server_args", "source"),
+    ),
+    Symbol(
+        "sglang.srt.arg_groups.overrides:use_mla_backend",
+        "whether the model's attention is latent",
+        ("server_args",),
+    ),
+    Symbol(
+        f"{_MLA}:AttentionBackendRegistry",
+        "attention backend by name -> which form of latent attention a batch takes; triton's for "
+        "names that it does not know",
+    ),
+    Symbol(
+        f"{_DEEPSEEK}:DeepseekV2Model.__init__",
+        "makes layers of the class that its module names DeepseekV2DecoderLayer",
+        ("config", "quant_config"),
+    ),
+    Symbol(
+        f"{_DEEPSEEK}:DeepseekV2DecoderLayer.__init__",
+        "build_stages leaves the boundaries to a subclass",
+        ("config", "layer_id", "quant_config", "build_stages"),
+    ),
+    Symbol(
+        f"{_DEEPSEEK}:DeepseekV2DecoderLayer._build_stages",
+        "both boundaries, from stage_facts",
+        ("input_layernorm", "post_attention_layernorm", "qkv_latent_func"),
+    ),
+    Symbol(
+        f"{_DEEPSEEK}:DeepseekV2DecoderLayer.stage_facts",
+        "a layer's stages",
+        ("config", "layer_id", "is_nextn", "output"),
+    ),
+    Symbol(
+        f"{_DEEPSEEK}:DeepseekV2MLP.__init__",
+        "cut over parallel_group; reduce_results leaves the sum to the boundary",
+        ("hidden_size", "intermediate_size", "hidden_act", "reduce_results", "parallel_group"),
     ),
     Symbol(
         "sglang.srt.runtime_context:get_parallel",

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from support.attention_world import BOUND, DIM, SLOTS, Request, World, scattered
+from support.attention_world import BOUND, DIM, SLOTS, LatentWorld, Request, World, scattered
 
 from sglang_ext.context_parallel.backend import SplitAttentionBackend
 from sglang_ext.context_parallel.plan import Plan, plan
@@ -63,6 +64,35 @@ def named(runner, architecture="LlamaForCausalLM"):
     return runner
 
 
+def split_over(worlds, requests, slots, mode):
+    """What :func:`run_rank` returns on each rank, a rank a world."""
+    meeting = Meeting(len(worlds))
+    with ThreadPoolExecutor(len(worlds)) as threads:
+        running = [
+            threads.submit(run_rank, rank, meeting, requests, slots, mode, world)
+            for rank, world in enumerate(worlds)
+        ]
+        return [rank.result(WAIT_S) for rank in running]
+
+
+def check_ranks(worlds, requests, results):
+    """Every rank's rows against the oracle, its AllGathers, and its cache against the others'."""
+    for layer_id in range(LAYERS):
+        expected = worlds[0].expected([r for r in requests if r.new], layer_id)
+        for mine, outs, calls in results:
+            out = outs[layer_id]
+            bound = BOUND[worlds[0].dtype]
+            torch.testing.assert_close(
+                out[: len(mine)].double(), expected[mine], atol=bound, rtol=0
+            )
+            assert not out[len(mine) :].any()  # padding
+            assert calls == LAYERS
+    # All ranks have the keys of all tokens, bit for bit; slot 0 is SGLang's for padding.
+    for buffers in zip(*(world.buffers() for world in worlds), strict=True):
+        for other in buffers[1:]:
+            torch.testing.assert_close(other[1:], buffers[0][1:], atol=0, rtol=0, equal_nan=True)
+
+
 def run_rank(rank, meeting, requests, slots, mode, world):
     """Output of each layer for this rank's rows, and AllGathers."""
     found = plan([r.new for r in requests], [r.cached for r in requests], meeting.ranks)
@@ -89,13 +119,16 @@ def run_rank(rank, meeting, requests, slots, mode, world):
     return mine, outs, group.calls
 
 
+batches = st.lists(
+    st.builds(Request, st.integers(0, 90), st.integers(0, 90), st.integers(0, 1000)),
+    min_size=1,
+    max_size=5,
+).filter(lambda batch: sum(r.new for r in batch))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
-    requests=st.lists(
-        st.builds(Request, st.integers(0, 90), st.integers(0, 90), st.integers(0, 1000)),
-        min_size=1,
-        max_size=5,
-    ).filter(lambda batch: sum(r.new for r in batch)),
+    requests=batches,
     geometry=st.sampled_from([(9, 3), (4, 4), (8, 1)]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     longest_run=st.sampled_from([1, 5, 4000]),
@@ -109,27 +142,59 @@ def test_any_batch_matches_the_oracle(requests, geometry, dtype, longest_run, ra
         World(heads=geometry[0], kv_heads=geometry[1], dtype=dtype, layers=LAYERS)
         for _ in range(ranks)
     ]
-    meeting = Meeting(ranks)
-    with ThreadPoolExecutor(ranks) as threads:
-        running = [
-            threads.submit(run_rank, rank, meeting, requests, slots, mode, worlds[rank])
-            for rank in range(ranks)
-        ]
-        results = [rank.result(WAIT_S) for rank in running]
-    for layer_id in range(LAYERS):
-        expected = worlds[0].expected([r for r in requests if r.new], layer_id)
-        for mine, outs, calls in results:
-            out = outs[layer_id]
-            bound = BOUND[dtype]
-            torch.testing.assert_close(
-                out[: len(mine)].double(), expected[mine], atol=bound, rtol=0
-            )
-            assert not out[len(mine) :].any()  # padding
-            assert calls == LAYERS
-    # All ranks have the keys of all tokens, bit for bit; slot 0 is SGLang's for padding.
-    for buffers in zip(*(world.buffers() for world in worlds), strict=True):
-        for other in buffers[1:]:
-            torch.testing.assert_close(other[1:], buffers[0][1:], atol=0, rtol=0, equal_nan=True)
+    check_ranks(worlds, requests, split_over(worlds, requests, slots, mode))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    requests=batches,
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    longest_run=st.sampled_from([1, 5, 4000]),
+    ranks=st.sampled_from([2, 3]),
+)
+def test_latents_match_the_oracle(requests, dtype, longest_run, ranks):
+    torch.set_num_threads(1)
+    slots = scattered(sum(r.tokens for r in requests), longest_run, seed=7)
+    worlds = [LatentWorld(heads=4, dtype=dtype, layers=LAYERS) for _ in range(ranks)]
+    check_ranks(worlds, requests, split_over(worlds, requests, slots, ForwardMode.EXTEND))
+
+
+def test_a_latent_travels_once():
+    """A row is latent and rotary part; the values lie in it."""
+    sent = []
+    seat = Meeting(1).group(0)
+    plain = seat.start
+    seat.start = lambda output, rows: sent.append(rows.shape) or plain(output, rows)
+    world = LatentWorld(heads=4, latent=24, rotary=8)
+    run_rank(
+        0,
+        SimpleNamespace(ranks=1, group=lambda _: seat),
+        [Request(3, 9, 1)],
+        range(1, 13),
+        ForwardMode.EXTEND,
+        world,
+    )
+    assert sent == [(9, (24 + 8) * 4)]
+
+
+def test_keys_of_each_head_of_a_latent_model_are_refused():
+    world = LatentWorld(heads=4)
+    requests = [Request(0, 4, 1)]
+    batch = world.batch(requests, [1, 2, 3, 4], ForwardMode.EXTEND)
+    found = plan([4], [0], 1)
+    batch.attn_cp_metadata = PlannedMetadata(
+        plan=found, rank=0, mine=torch.arange(4), per_rank_actual_token=[4]
+    )
+    backend = SplitAttentionBackend(named(world.runner, "DeepseekV3ForCausalLM"), seat_of_one())
+    backend.init_forward_metadata(batch)
+    each = RadixAttention(4, 12, 0.3, 4, 0, v_head_dim=6)
+    q, k, v = torch.zeros(4, 48), torch.zeros(4, 4, 12), torch.zeros(4, 4, 6)
+    with pytest.raises(DeviceError, match="computes keys of each head"):
+        backend.forward_extend(q, k, v, each, batch)
+
+
+def seat_of_one():
+    return Meeting(1).group(0)
 
 
 def test_what_slices_attend_to_is_found_once_a_forward(monkeypatch):

@@ -81,12 +81,39 @@ def test_parts_of_several_types_share_a_row():
         assert view.float().tolist() == part.float().tolist()
 
 
+def test_latent_rotary_part_and_indexer_key_of_a_layer_travel_together():
+    """A DSA layer in bfloat16: the latent's row, the indexer's key in fp8 and its scale."""
+    found, slots = plan([61, 3, 0, 130], [0, 40, 7, 33], 2), 1 + torch.randperm(194)
+    layout = RowLayout(
+        (
+            Part((1, 512 + 64), torch.bfloat16),
+            Part((128,), torch.float8_e4m3fn),
+            Part((1,), torch.float32),
+        )
+    )
+    whole = [torch.randn(194, *part.shape).to(part.dtype) for part in layout.parts]
+    of_rank = [[part[torch.from_numpy(found.rows_of(rank))] for part in whole] for rank in (0, 1)]
+    both = Loopback()
+    sent = [RowExchange(found, rank, slots).begin(both, layout, of_rank[rank]) for rank in (0, 1)]
+    gathered = torch.cat([flight.gathered[: found.rows] for flight in sent])
+    for flight in sent:
+        flight.gathered.copy_(gathered)
+        caches = [torch.zeros(200, *part.shape, dtype=part.dtype) for part in layout.parts]
+        flight.land(caches)
+        for cache, part in zip(caches, whole, strict=True):
+            assert torch.equal(cache[slots].view(torch.uint8), part.view(torch.uint8))
+    assert both.calls == 2  # one a rank
+    assert layout.row_bytes == 1152 + 128 + 16
+
+
 class Loopback:
     """Two ranks of which the other one sends what we send."""
 
     ranks = 2
+    calls = 0
 
     def start(self, output, rows):
+        self.calls += 1
         output.copy_(rows.repeat(2, 1))
         return self
 

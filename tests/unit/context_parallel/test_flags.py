@@ -120,6 +120,14 @@ def test_models_that_are_not_split(parser, tmp_path, config, said, capsys):
     assert said in refused(parser, argv(written(tmp_path, config)), capsys)
 
 
+def test_heads_of_a_latent_model_are_not_cut_over_ranks(parser, tmp_path, capsys):
+    model = written(tmp_path, {"architectures": ["DeepseekV3ForCausalLM"]})
+    assert parser.parse_args(argv(model)).tp_size == 2
+    assert parser.parse_args(argv(model, "--tp-size", "2")).attn_cp_size == 2
+    line = refused(parser, argv(model, "--tp-size", "4"), capsys)
+    assert "--tp-size 4 contradicts --ext-cp-size 2" in line
+
+
 def test_overrides_that_are_no_json(parser, model, capsys):
     line = refused(parser, argv(model, "--json-model-override-args", "{"), capsys)
     assert line.startswith("sglang-ext: error: --json-model-override-args cannot be read")
