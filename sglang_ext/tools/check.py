@@ -4,9 +4,10 @@ This is the last word: what a grammar cannot hold a model to is decided here, an
 else once more. Pure.
 
 Source: release 4.26 of ``jsonschema``, which passes the JSON Schema Test Suite but for formats.
-Patterns are ours: linear time, ECMA-262.
+Patterns are ours: linear time, ECMA-262; and numbers: compared as they are written.
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -18,11 +19,15 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from sglang_ext.errors import ToolSchemaError
+from sglang_ext.tools.exact import decimal_of, is_multiple, is_whole
 from sglang_ext.tools.language import Machine
 from sglang_ext.tools.pattern import search
 from sglang_ext.tools.verdicts import pointer
 
 __all__ = ["Checker", "Violation"]
+
+# What a check may raise that is no violation.
+_UNDECIDED = (RecursionError, Unresolvable, OverflowError, ArithmeticError, ValueError)
 
 Violation = tuple[str, str]  # JSON Pointer into the value, and what is wrong there
 
@@ -60,13 +65,40 @@ def _additional_properties(validator: Any, schema: Any, instance: Any, parent: A
             yield from validator.descend(value, schema, path=name)
 
 
+def _multiple_of(validator: Any, factor: Any, instance: Any, _schema: Any) -> Iterator[Any]:
+    if validator.is_type(instance, "number") and not is_multiple(instance, factor):
+        yield ValidationError(f"{instance} is not a multiple of {factor}")
+
+
+def _bound(holds: Callable[[Any, Any], bool], words: str) -> Callable[..., Iterator[Any]]:
+    def check(validator: Any, bound: Any, instance: Any, _schema: Any) -> Iterator[Any]:
+        if not validator.is_type(instance, "number"):
+            return
+        if not holds(decimal_of(instance), decimal_of(bound)):
+            yield ValidationError(f"{instance} is {words} {bound}")
+
+    return check
+
+
+def _is_integer(_checker: Any, value: Any) -> bool:
+    return not isinstance(value, bool) and is_whole(value)
+
+
 _Validator = extend(
     Draft202012Validator,
     {
+        "multipleOf": _multiple_of,
+        "minimum": _bound(operator.ge, "less than the minimum of"),
+        "maximum": _bound(operator.le, "greater than the maximum of"),
+        "exclusiveMinimum": _bound(operator.gt, "less than or equal to the exclusive minimum of"),
+        "exclusiveMaximum": _bound(
+            operator.lt, "greater than or equal to the exclusive maximum of"
+        ),
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties,
     },
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
 )
 
 
@@ -100,7 +132,7 @@ class Checker:
         """
         try:
             error = next(self._validator.iter_errors(value), None)
-        except (RecursionError, Unresolvable, OverflowError) as reason:
+        except _UNDECIDED as reason:
             return "#", f"cannot be decided: {type(reason).__name__}"
         if error is None:
             return None
@@ -113,7 +145,7 @@ class Checker:
         def valid(value: Any) -> bool:
             try:
                 return next(validator.iter_errors(value), None) is None
-            except (RecursionError, Unresolvable, OverflowError):
+            except _UNDECIDED:
                 return True  # the whole schema decides
 
         return valid

@@ -57,7 +57,8 @@ class _Writer:
                     return self.write(_joined(options, self.shapes))
                 return {"anyOf": [self.write(option) for option in options]}
             case Literals(texts):
-                return {"enum": [json.loads(text) for text in texts]}
+                values = [json.loads(text) for text in texts]
+                return {"enum": values} if all(map(_is_read, values)) else {}
             case StringShape():
                 return {"type": "string"}
             case NumberShape():
@@ -107,7 +108,16 @@ def _number(shape: NumberShape) -> dict[str, Any]:
         return {"type": "number"}
     bounds = {"minimum": shape.bounds.least, "maximum": shape.bounds.most}
     known = {keyword: int(bound) for keyword, bound in bounds.items() if bound is not None}
-    return {"type": "integer", **known}
+    # A bound that it does not hold is one more that is checked.
+    return {"type": "integer", **{name: bound for name, bound in known.items() if _is_read(bound)}}
+
+
+def _is_read(value: Any) -> bool:
+    """Whether xgrammar reads all numbers of a value as they are: whole ones have 64 bits there."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return all(map(_is_read, inner))
+    return not isinstance(value, int) or -(2**63) <= value < 2**63 - 1
 
 
 def _joined(options: tuple[Shape, ...], shapes: dict[str, Shape]) -> Shape:
