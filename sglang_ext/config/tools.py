@@ -10,7 +10,7 @@ from sglang_ext.errors import ConfigError, FlagConflictError
 __all__ = ["FLAGS", "PARTS", "ToolsConfig", "check_together", "check_values"]
 
 # Parts of decoding that can be switched off; see `sglang_ext.tools.parts`.
-PARTS = ("completion", "repetition", "greedy", "penalties")
+PARTS = ("completion", "repetition", "duplicates", "greedy", "penalties")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ FLAGS: tuple[Flag, ...] = (
         "without",
         "Parts of --ext-tools enforce to leave out, with commas between: completion (the shortest "
         "legal end where the token budget runs out), repetition (the same where the model repeats "
-        "itself), greedy (no sampling where the grammar leaves little choice), penalties (none "
+        "itself), duplicates (a call that the answer has already ends it, and is not shown twice), "
+        "greedy (no sampling where the grammar leaves little choice), penalties (none "
         "there). Default: all are on.",
         _parse_parts,
         "PARTS",

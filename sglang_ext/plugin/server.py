@@ -41,6 +41,8 @@ def take_config(original: Callable[..., Any], cls: type, args: "argparse.Namespa
     settings = arguments.tree_settings(record)
     enforced = arguments.config_of(record).tools.enforce
     open_group(*["front"] * (settings is not None), *["tools_front"] * enforced)
+    if enforced:
+        parts.use(parts.Parts().without(arguments.config_of(record).tools.without))
     if enforced and getattr(record, "enable_metrics", False):
         metrics.switch_on()
     if settings is not None:

@@ -26,6 +26,18 @@ HOOKS: tuple[Hook, ...] = (
         groups=("tools_front",),
     ),
     Hook(
+        f"{CHAT}._convert_to_internal_request",
+        "AROUND",
+        "sglang_ext.tools.streams:convert_request",
+        groups=("tools_front",),
+    ),
+    Hook(
+        f"{CHAT}._generate_chat_stream",
+        "AROUND",
+        "sglang_ext.tools.streams:generate_chat_stream",
+        groups=("tools_front",),
+    ),
+    Hook(
         SAMPLING_PARAMS,
         "AROUND",
         "sglang_ext.tools.requests:sampling_params",
@@ -64,7 +76,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         f"{CHAT}._process_tool_call_stream",
         "AROUND",
-        "sglang_ext.tools.answers:process_tool_call_stream",
+        "sglang_ext.tools.streams:process_tool_call_stream",
         groups=("tools_front",),
     ),
     Hook(
@@ -76,7 +88,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
         "AROUND",
-        "sglang_ext.tools.answers:generate_request",
+        "sglang_ext.tools.streams:generate_request",
         groups=("tools_front",),
     ),
     Hook(

@@ -6,36 +6,35 @@ shown as a call, and the response says so in ``metadata.tool_calls_withheld``.
 Source: SGLang 0.5.23, ``entrypoints/openai/serving_chat.py``, ``function_call_parser.py``.
 """
 
-import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from sglang_ext.errors import ToolsError
 from sglang_ext.tools.calls import Answer, Reader
 from sglang_ext.tools.decoding import REPORT
-from sglang_ext.tools.metrics import count_answer, count_request
+from sglang_ext.tools.metrics import count_answer
+from sglang_ext.tools.parts import active
 from sglang_ext.tools.requests import (
     answer_schema,
     name_parser,
-    plan_of,
+    plan_to_read,
     specs,
-    trained_form,
     wanted,
 )
 from sglang_ext.tools.tag import Plan, ToolSpec
 
 __all__ = [
     "WITHHELD",
+    "answer_of",
     "build_response",
-    "generate_request",
     "has_tool_call",
     "make_parser",
+    "note_end",
     "owns_tool_format",
     "parse_non_stream",
     "parse_stream_chunk",
     "parse_stream_end",
-    "process_tool_call_stream",
     "process_tool_calls",
     "told",
 ]
@@ -47,8 +46,17 @@ WITHHELD = "tool_calls_withheld"  # key of a response's metadata, and of a finis
 
 # What was withheld from the answers that this task has read; a task serves one request.
 _told: ContextVar[tuple[dict[str, str], ...]] = ContextVar("told", default=())
-_ended: ContextVar[str] = ContextVar("ended", default="")
-_cut: ContextVar[bool] = ContextVar("cut", default=False)
+
+
+class _End(NamedTuple):
+    """How the answer that is read next has ended."""
+
+    ended: str = ""  # why its last call was ended by force; empty where it was not
+    cut: bool = False  # whether the token budget ended it
+
+
+_NOT_ENDED = _End()
+_end: ContextVar[_End] = ContextVar("end")
 
 
 def told() -> tuple[dict[str, str], ...]:
@@ -72,7 +80,7 @@ def make_parser(
     answer = answer_schema()
     try:
         chosen = wanted(choice, offered)
-        plan = plan_of(offered, choice, tool_call_parser, answer=answer, trained=trained_form())
+        plan = plan_to_read(offered, choice, tool_call_parser)
     except ToolsError:  # refused before; a parser that is made elsewhere reads as SGLang does
         return
     allowed = [chosen] if isinstance(chosen, ToolSpec) else offered
@@ -90,6 +98,7 @@ def make_parser(
             detector=lambda text: _detected(detector, text, tools),
             required=plan.required,
             answers=answers,
+            unique=active().duplicates,
         ),
     )
 
@@ -155,7 +164,7 @@ def parse_non_stream(
     reader = getattr(parser, _READER, None)
     if reader is None:
         return original(parser, full_text, **kwargs)
-    answer = reader.read(full_text, ended=_ended.get(), cut=_cut.get())
+    answer = reader.read(full_text, **_end.get(_NOT_ENDED)._asdict())
     return _taken(parser, answer)
 
 
@@ -172,7 +181,7 @@ def parse_stream_end(original: Callable[..., Any], parser: Any) -> Any:
     reader = getattr(parser, _READER, None)
     if reader is None:
         return original(parser)
-    answer = reader.finish(ended=_ended.get(), cut=_cut.get())
+    answer = reader.finish(**_end.get(_NOT_ENDED)._asdict())
     return _taken(parser, answer)
 
 
@@ -184,15 +193,22 @@ def _taken(parser: Any, answer: Answer) -> tuple[str, list[Any]]:
     return answer.content, _items(answer)
 
 
-def _why_ended(finish_reason: Any) -> str:
-    """Why the last call was ended by force; empty where it was not."""
-    figures = finish_reason.get(REPORT) if isinstance(finish_reason, dict) else None
-    return str(figures["ended"]) if figures and figures["forced_tokens"] else ""
+def _end_of(finish_reason: Any) -> _End:
+    if not isinstance(finish_reason, dict):
+        return _End()
+    figures = finish_reason.get(REPORT)
+    ended = str(figures["ended"]) if figures and figures["forced_tokens"] else ""
+    return _End(ended, finish_reason.get("type") == "length")
 
 
-def _is_cut(finish_reason: Any) -> bool:
-    """Whether the token budget ended the answer."""
-    return isinstance(finish_reason, dict) and finish_reason.get("type") == "length"
+def note_end(finish_reason: Any) -> None:
+    """How the answer that this task reads next has ended."""
+    _end.set(_end_of(finish_reason))
+
+
+def answer_of(parser: Any) -> Answer | None:
+    """What was read by a parser whose answer has ended."""
+    return getattr(parser, _ANSWER, None)
 
 
 def _items(answer: Answer) -> list[Any]:
@@ -215,14 +231,13 @@ def process_tool_calls(
 ) -> Any:
     """AROUND ``OpenAIServingChat._process_tool_calls``: note what was withheld."""
     before = _told.set(())
-    ended, cut = _ended.set(_why_ended(finish_reason)), _cut.set(_is_cut(finish_reason))
+    end = _end.set(_end_of(finish_reason))
     try:
         result = original(serving, text, tools, finish_reason, *args, **kwargs)
         withheld = list(_told.get())
     finally:
         _told.reset(before)
-        _ended.reset(ended)
-        _cut.reset(cut)
+        _end.reset(end)
     if withheld:
         finish_reason[WITHHELD] = withheld
     return result
@@ -240,68 +255,3 @@ def build_response(
     if withheld and hasattr(response, "metadata"):
         response.metadata = {**(response.metadata or {}), WITHHELD: withheld}
     return response
-
-
-def generate_request(
-    original: Callable[..., AsyncIterator[Any]], manager: Any, *args: Any, **kwargs: Any
-) -> AsyncIterator[Any]:
-    """AROUND ``TokenizerManager.generate_request``: who reads an answer knows how it ended.
-
-    A generator runs in the context of the task that reads it, and that task parses next.
-    """
-    return _noting_ends(original(manager, *args, **kwargs))
-
-
-async def _noting_ends(answers: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for answer in answers:
-        meta = answer.get("meta_info") or {} if isinstance(answer, dict) else {}
-        finish_reason = meta.get("finish_reason")
-        _ended.set(_why_ended(finish_reason))
-        _cut.set(_is_cut(finish_reason))
-        if finish_reason and REPORT in finish_reason:
-            count_request(finish_reason[REPORT])
-        yield answer
-
-
-def process_tool_call_stream(
-    original: Callable[..., AsyncIterator[str]],
-    serving: Any,
-    index: int,
-    delta: str,
-    parser_dict: dict[int, Any],
-    content: dict[str, Any],
-    request: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> AsyncIterator[str]:
-    """AROUND ``OpenAIServingChat._process_tool_call_stream``: a last chunk with the report."""
-    chunks = original(serving, index, delta, parser_dict, content, request, *args, **kwargs)
-    return _with_report(chunks, index, parser_dict, content, request, kwargs)
-
-
-async def _with_report(
-    chunks: AsyncIterator[str],
-    index: int,
-    parser_dict: dict[int, Any],
-    content: dict[str, Any],
-    request: Any,
-    kwargs: dict[str, Any],
-) -> AsyncIterator[str]:
-    finish_reason = content["meta_info"].get("finish_reason") or {}
-    _ended.set(_why_ended(finish_reason))
-    _cut.set(_is_cut(finish_reason))
-    async for chunk in chunks:
-        yield chunk
-    answer = getattr(parser_dict.get(index), _ANSWER, None)
-    if not kwargs.get("flush") or answer is None or not answer.withheld:
-        return
-    withheld = [{"choice": index, **entry} for entry in answer.report()]
-    document = {
-        "id": content["meta_info"]["id"],
-        "object": "chat.completion.chunk",
-        "created": kwargs.get("created", 0),
-        "model": request.model,
-        "choices": [],
-        "metadata": {WITHHELD: withheld},
-    }
-    yield f"data: {json.dumps(document, ensure_ascii=False)}\n\n"

@@ -7,9 +7,10 @@ where calls may begin, and what is read of the rest at its end. So both show the
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sglang_ext.errors import ToolsError
+from sglang_ext.tools.duplicates import DUPLICATE, identity
+from sglang_ext.tools.exact import decoded
 from sglang_ext.tools.forms import Form
 from sglang_ext.tools.tag import ToolSpec, schema_of
 
@@ -34,7 +35,7 @@ class Withheld:
     """A call that is not shown as one, and why."""
 
     name: str
-    reason: str  # truncated, invalid, unknown tool, forced, repetition
+    reason: str  # truncated, invalid, unknown tool, forced, repetition, duplicate
     detail: str = ""
 
 
@@ -63,6 +64,7 @@ class Reader:
         ends: texts that begin and end one call, for what has no form.
         required: the whole answer is calls, in the spelling of ``form``: it holds no content.
         answers: calls stand alone or not at all: what does not begin with one is content.
+        unique: a call that the answer has already is withheld.
         detector: SGLang's parser, for what has no form.
     """
 
@@ -76,7 +78,9 @@ class Reader:
         ends: Sequence[tuple[str, str]] = (),
         required: bool = False,
         answers: bool = False,
+        unique: bool = False,
     ) -> None:
+        self._seen: set[str] | None = set() if unique else None
         self._required = required
         self._answers = answers
         self._tools = {tool.name: tool for tool in tools}
@@ -153,6 +157,8 @@ class Reader:
             # SGLang's parsers close what is open: a path that was cut off would be another path.
             call = answer.calls.pop()
             answer.withheld.append(Withheld(call.name, "truncated", call.arguments[:_SHOWN]))
+        elif ended == DUPLICATE and answer.withheld and answer.withheld[-1].reason == DUPLICATE:
+            pass  # what was ended is withheld as what it is; the calls before it are the model's
         elif ended and answer.calls:
             call = answer.calls.pop()
             answer.withheld.append(Withheld(call.name, ended, call.arguments))
@@ -258,21 +264,26 @@ class Reader:
             answer.withheld.append(Withheld(name, "unknown tool", arguments[:_SHOWN]))
             return
         wrong = _wrong(tool, arguments)
-        if wrong is None:
+        if wrong is not None:
+            answer.withheld.append(Withheld(name, "invalid", wrong))
+        elif self._is_new(name, arguments):
             answer.calls.append(Call(name, arguments))
         else:
-            answer.withheld.append(Withheld(name, "invalid", wrong))
+            answer.withheld.append(Withheld(name, DUPLICATE, arguments[:_SHOWN]))
+
+    def _is_new(self, name: str, arguments: str) -> bool:
+        if self._seen is None:
+            return True
+        before = len(self._seen)
+        self._seen.add(identity(name, json.loads(arguments)))
+        return len(self._seen) > before
 
 
 def _wrong(tool: ToolSpec, arguments: str) -> str | None:
     try:
-        value: Any = json.loads(arguments, parse_constant=_no_constant)
+        value = decoded(arguments)
         schema = schema_of(tool)
     except (ValueError, RecursionError, ToolsError) as error:
         return f"{type(error).__name__}: {error}"[:_SHOWN]
     violation = schema.checker.violation(value)
     return None if violation is None else f"{violation[0]}: {violation[1]}"
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

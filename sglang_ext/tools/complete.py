@@ -6,6 +6,8 @@ Source: xgrammar 0.2.7, ``GrammarMatcher``.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from sglang_ext.tools.characters import completing, unfinished
+
 __all__ = ["Matcher", "completion"]
 
 _MOST_STEPS = 400  # of a completion. Speed: 20 us each
@@ -41,21 +43,47 @@ class Matcher(Protocol):
         ...
 
 
-def completion(matcher: Matcher, encode: Callable[[str], Sequence[int]]) -> list[int] | None:
+def completion(
+    matcher: Matcher,
+    encode: Callable[[str], Sequence[int]],
+    *,
+    within: bytes = b"",
+    token_of: Callable[[int], int | None] = lambda _byte: None,
+) -> list[int] | None:
     """A short legal end for what ``matcher`` has seen; None where none was found.
 
     Args:
         matcher: its state is not changed.
         encode: text to tokens, without special tokens.
+        within: the bytes of a character that the text ends within; its rest is written first.
+        token_of: the token of a single byte.
     """
-    text = _ending(matcher.fork())
-    if text is None:
+    walker = matcher.fork()
+    rest = _rest_of_character(walker, within)
+    text = None if rest is None else _ending(walker)
+    if rest is None or text is None:
         return None
-    tokens = list(encode(text))
+    bytewise = [token_of(byte) for byte in rest]
+    tokens = [token for token in bytewise if token is not None]
+    if len(tokens) < len(bytewise):
+        return None
+    tokens += encode(text)
     trial = matcher.fork()
     if all(trial.accept_token(token) for token in tokens) and trial.is_completed():
         return tokens
     return None
+
+
+def _rest_of_character(walker: Matcher, within: bytes) -> bytes | None:
+    """Finish the character that begins with ``within``; xgrammar takes bytes that are no UTF-8."""
+    rest = b""
+    while unfinished(within + rest):
+        following = (bytes([byte]) for byte in completing(within + rest))
+        step = next((byte for byte in following if walker.accept_string(byte)), None)
+        if step is None:
+            return None
+        rest += step
+    return rest
 
 
 def _ending(walker: Matcher) -> str | None:
@@ -73,7 +101,7 @@ def _ending(walker: Matcher) -> str | None:
 
 
 def _text(end: bytes) -> str | None:
-    """An end as text; None where it begins within a character: no tokens are looked for then."""
+    """An end as text; None where it is none, as within a character that nobody told of."""
     try:
         return end.decode()
     except UnicodeDecodeError:

@@ -8,10 +8,12 @@ Source: SGLang 0.5.23, ``constrained/xgrammar_backend.py``, ``constrained/gramma
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sglang_ext.tools import grammars
+from sglang_ext.tools.characters import Characters, Kind
+from sglang_ext.tools.duplicates import DUPLICATE, noted
 from sglang_ext.tools.progress import Progress
 from sglang_ext.tools.tag import OURS
 
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 # Key of a finish reason that holds the figures of a call.
 REPORT = "sglang_ext"
 _PROGRESS = "_sglang_ext_progress"
+_CHARACTERS = "_sglang_ext_characters"  # of a scheduler's manager of grammars
+# xgrammar's kinds of vocabularies; of one in raw bytes nothing is known here.
+_KINDS: dict[str, Kind] = {"BYTE_LEVEL": "byte level", "BYTE_FALLBACK": "byte fallback"}
 
 
 def progress_of(grammar: Any) -> Progress | None:
@@ -66,9 +71,21 @@ def _attach(manager: Any, request: Any) -> None:
         request,
         lambda text: tokenizer.encode(text, add_special_tokens=False),
         vocabulary=grammar.vocab_size,
+        decode=lambda tokens: str(tokenizer.decode(list(tokens))),
+        duplicates=noted(key),
+        characters=_characters_of(manager, grammar, tokenizer),
         compile_ms=1e3 * seconds,
     )
     setattr(grammar, _PROGRESS, progress)
+
+
+def _characters_of(manager: Any, grammar: Any, tokenizer: Any) -> Characters | None:
+    if not hasattr(manager, _CHARACTERS):
+        info = getattr(getattr(grammar, "ctx", None), "tokenizer_info", None)
+        kind = _KINDS.get(getattr(getattr(info, "vocab_type", None), "name", ""))
+        setattr(manager, _CHARACTERS, Characters(tokenizer, kind) if kind else None)
+    found: Characters | None = getattr(manager, _CHARACTERS)
+    return found
 
 
 def fill_vocab_mask(original: Callable[..., None], grammar: Any, mask: Any, row: int) -> None:
@@ -87,6 +104,8 @@ def fill_vocab_mask(original: Callable[..., None], grammar: Any, mask: Any, row:
         return
     if progress.forced is not None:
         _allow(mask[row], progress.forced[:1] or list(grammar.matcher.stop_token_ids))
+    elif progress.whole_characters and progress.characters is not None:
+        _forbid(mask[row], progress.characters.opening)
     progress.mask_ms += 1e3 * (time.perf_counter() - begin)
 
 
@@ -102,6 +121,19 @@ def _allow(words: Any, tokens: list[int]) -> None:
     for token in tokens:
         bit = token % 32
         words[token // 32] |= -(1 << 31) if bit == 31 else 1 << bit
+
+
+def _forbid(words: Any, tokens: Sequence[int]) -> None:
+    """Forbid ``tokens``, unless nothing else is allowed."""
+    import torch
+
+    bits = [0] * len(words)
+    for token in tokens:
+        bits[token // 32] |= 1 << token % 32
+    signed = [word - (1 << 32) if word >> 31 else word for word in bits]
+    kept = words & ~torch.tensor(signed, dtype=words.dtype)
+    if bool(kept.any()):
+        words.copy_(kept)
 
 
 def accept_token(original: Callable[..., None], grammar: Any, token: int) -> None:
@@ -122,7 +154,7 @@ def mark_finished(_result: None, request: Any, *_args: Any, **_kwargs: Any) -> N
     kind = told.get("type")
     if kind not in ("stop", "length"):
         figures["ended"] = ""
-    if figures["ended"]:
+    if figures["ended"] not in ("", DUPLICATE):
         if kind == "stop":  # its last token ends the answer, and is no part of it
             request.finished_len = len(request.output_ids) - 1
         reason = _cut_off(len(request.output_ids))

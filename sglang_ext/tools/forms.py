@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sglang_ext.tools.ebnf import Separators
 
-__all__ = ["ARRAY", "FORMS", "NATIVE_TAGS", "STOCK_TAGS", "VARIANTS", "Form"]
+__all__ = ["ARRAY", "FORMS", "NATIVE_TAGS", "STOCK_TAGS", "TEXT_TAGS", "VARIANTS", "Form"]
 
 
 _TRAINED = Separators()  # those of ``json.dumps`` and of most chat templates
@@ -147,3 +147,24 @@ NATIVE_TAGS: Mapping[str, str] = {
 
 # Parsers whose tag SGLang makes itself, from the chat template or in code of its own.
 STOCK_TAGS = frozenset({"beam", "kimi_k3", "response_template"})
+
+_DOTS = {
+    "<minimax:tool_call>": "<dots_function_call>",
+    "</minimax:tool_call>": "</dots_function_call>",
+}
+_IQUEST = {
+    "<tool_call>": "<iquest_tool_call>",
+    "</tool_call>": "</iquest_tool_call>",
+}
+# Parsers whose calls in free text are written as a model's for which xgrammar has a tag, but for
+# names of their own: from the marker on, that tag holds them. A required call is a bare list.
+TEXT_TAGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "dots": ("minimax", _DOTS),
+    "glm": ("glm_4_7", {}),
+    "glm45": ("glm_4_7", {}),
+    "iquest_q1": ("glm_4_7", _IQUEST),
+    "ling3": ("glm_4_7", {}),
+    "mimo": ("qwen_3_coder", {}),
+    "poolside_v1": ("glm_4_7", {}),
+    "spark25": ("glm_4_7", {}),
+}

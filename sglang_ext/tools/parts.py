@@ -13,12 +13,14 @@ class Parts:
     Attributes:
         completion: the shortest legal end is taken where the token budget runs out.
         repetition: the same where the model repeats itself without end.
+        duplicates: a call that the answer has already ends it, and is not shown again.
         greedy: what the grammar leaves little choice in is not sampled.
         penalties: penalties are off there.
     """
 
     completion: bool = True
     repetition: bool = True
+    duplicates: bool = True
     greedy: bool = True
     penalties: bool = True
 

@@ -8,18 +8,22 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from sglang_ext.tools.characters import Characters
 from sglang_ext.tools.complete import Matcher, completion
+from sglang_ext.tools.duplicates import DUPLICATE, Duplicates
 from sglang_ext.tools.parts import active
 from sglang_ext.tools.repetition import repeated
 
 __all__ = ["BUDGET", "REPETITION", "Progress", "Request"]
 
-# Why a call was ended.
+# Why a call was ended; or an answer that is whole, with a duplicate.
 BUDGET, REPETITION = "forced", "repetition"
 
 # Freedom left when a completion begins. Default one token: a call that the model would have ended
 # in time is not cut short; one that opens an optional part at the very end is cut off instead.
 _SPARE_TOKENS = 1
+_MARKER_TOKENS = 64  # what begins a call takes less
+_REST_OF_CHARACTER = 3  # tokens, at most
 _WINDOW_TOKENS = 64  # beyond twice what an end takes, nothing is looked for. Speed: 0.1 ms a token
 _REPETITION_EVERY = 16  # tokens from one look for repetition to the next
 # A place is structure where less than this share of the vocabulary may follow: punctuation, names,
@@ -42,6 +46,9 @@ class Progress:
         request: held weakly.
         encode: text to tokens, without special tokens.
         vocabulary: number of tokens.
+        decode: tokens to text, with special ones; None: duplicates are not looked for.
+        duplicates: what looks for them.
+        characters: its single bytes; None: nothing is completed within a character.
         compile_ms: what the grammar took, 0 where it was there.
     """
 
@@ -51,16 +58,24 @@ class Progress:
         encode: Callable[[str], Sequence[int]],
         *,
         vocabulary: int,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        duplicates: Duplicates | None = None,
+        characters: Characters | None = None,
         compile_ms: float = 0.0,
     ) -> None:
         self._request = weakref.ref(request)
         self._encode = encode
+        self._decode = decode
+        self._duplicates = duplicates
+        self._begun = False
+        self.characters = characters
         self._structure_most = vocabulary * _STRUCTURE_SHARE
         self._needed = 0
         self._next_look = 0
         self.forced: list[int] | None = None  # tokens that are still to be written
         self.ended = ""  # why the call was ended
         self.structure = False  # whether the next token is one of structure
+        self.whole_characters = False  # whether it may not end within a character
         self.forced_tokens = 0
         self.structure_tokens = 0
         self.tokens = 0
@@ -77,9 +92,12 @@ class Progress:
     def decide(self, matcher: Matcher, allowed: int) -> None:
         """Look at the place of the next token, where the grammar allows ``allowed`` tokens."""
         self.structure = allowed < self._structure_most
+        self.whole_characters = False
         if self.forced is not None:
             return
-        if active().completion:
+        if active().duplicates:
+            self._after_a_duplicate(matcher)
+        if self.forced is None and active().completion:
             self._before_the_budget_ends(matcher)
         if self.forced is None and active().repetition:
             self._before_it_repeats_on(matcher)
@@ -89,12 +107,42 @@ class Progress:
         # What is needed shrinks and grows by little each token: far from the end nothing is done.
         if remaining > 2 * self._needed + _WINDOW_TOKENS:
             return
-        found = completion(matcher, self._encode)
+        found = self._completion(matcher)
         if found is None:
             return
         self._needed = max(self._needed, len(found))
         if found and remaining - _SPARE_TOKENS <= len(found) <= remaining:
             self._end(found, BUDGET)
+        # A character that is begun may take this much more to end; where text is free, others fit.
+        fits = len(found) + _REST_OF_CHARACTER < remaining
+        self.whole_characters = bool(found) and not fits and not self.structure
+
+    def _completion(self, matcher: Matcher) -> list[int] | None:
+        request, characters = self._request(), self.characters
+        if request is None or characters is None:
+            return completion(matcher, self._encode)
+        within = characters.unfinished(request.output_ids)
+        return completion(matcher, self._encode, within=within, token_of=characters.token)
+
+    def _after_a_duplicate(self, matcher: Matcher) -> None:
+        request, calls, decode = self._request(), self._duplicates, self._decode
+        if request is None or calls is None or decode is None:
+            return
+        written = request.output_ids
+        if not self._begun:  # before the grammar was asked, the model has reasoned
+            self._begun = True
+            calls.pass_over(len(written))
+        ends = calls.before_it_goes_on(written)
+        # Arguments end with a brace; in a string, where text is free, they do not.
+        outside = self.structure or matcher.is_completed()
+        if not calls.reaches(len(written)):
+            if outside and not self.structure:  # text, whose end may begin a call
+                calls.pass_over(len(written) - _MARKER_TOKENS)
+        elif not ends and outside and written and "}" in decode(written[-1:]):
+            ends = calls.ends(decode(calls.unread(written)), len(written))
+        found = self._completion(matcher) if ends else None
+        if found is not None and len(found) <= self.remaining():
+            self._end(found, DUPLICATE)
 
     def _before_it_repeats_on(self, matcher: Matcher) -> None:
         request = self._request()
@@ -104,7 +152,7 @@ class Progress:
         passage = repeated(request.output_ids)
         if not passage:
             return
-        found = completion(matcher, self._encode)
+        found = self._completion(matcher)
         if found is None or (not found and not self.structure):
             return  # where text is free, the model may repeat itself: a call it is not
         self._next_look = 0  # it ends at the first place where it can end otherwise

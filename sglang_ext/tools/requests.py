@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang_ext.errors import ToolsError
 from sglang_ext.tools.bounded import BoundedCache
-from sglang_ext.tools.forms import FORMS, VARIANTS, Form
+from sglang_ext.tools.forms import FORMS, NATIVE_TAGS, VARIANTS, Form
 from sglang_ext.tools.limits import SchemaLimits, check_size
 from sglang_ext.tools.metrics import count_refusal
 from sglang_ext.tools.tag import OURS, Choice, Plan, ToolSpec, compile_plan
@@ -24,9 +24,12 @@ from sglang_ext.tools.work import bounded
 
 __all__ = [
     "answer_schema",
+    "asks_for_figures",
     "constrain",
+    "figures_asked",
     "name_parser",
     "plan_of",
+    "plan_to_read",
     "process_messages",
     "request_of_messages",
     "sampling_params",
@@ -50,14 +53,38 @@ _answer_schema: ContextVar[str | None] = ContextVar("answer_schema", default=Non
 _trained: ContextVar[Form | None] = ContextVar("trained", default=None)
 
 
+# Whether the request of this task asks for figures, where only its metadata can say so.
+_figures_asked: ContextVar[bool] = ContextVar("figures_asked", default=False)
+# The tools of this task's request as ours, and its plan: both are asked for more than once.
+_offered: ContextVar[tuple[list[Any], list[ToolSpec]]] = ContextVar("offered")
+_made: ContextVar[tuple[Any, Plan]] = ContextVar("made")
+
+
+def figures_asked() -> bool:
+    """Whether the request of this task asks for figures in its metadata."""
+    return _figures_asked.get()
+
+
+def asks_for_figures(request: Any) -> bool:
+    """Whether a request does: ``"metadata": {"sglang_ext": "figures"}``."""
+    return (getattr(request, "metadata", None) or {}).get("sglang_ext") == "figures"
+
+
 def specs(tools: Iterable[Any]) -> list[ToolSpec]:
     """SGLang's tools as ours; the text of a schema is what it is cached by."""
+    functions = [tool.function for tool in tools]
+    known, offered = _offered.get(([], []))
+    if len(known) == len(functions) and all(
+        one is other and one.strict == spec.strict
+        for one, other, spec in zip(functions, known, offered, strict=True)
+    ):
+        return offered
     found = []
-    for tool in tools:
-        function = tool.function
+    for function in functions:
         parameters = function.parameters
         text = '{"type": "object"}' if parameters is None else json.dumps(parameters)
         found.append(ToolSpec(function.name or "", text, function.strict))
+    _offered.set((functions, found))
     return found
 
 
@@ -113,6 +140,7 @@ def request_of_messages(
     chat: Any, _serving: Any, request: Any, *_args: Any, **_kwargs: Any
 ) -> None:
     """AFTER ``AnthropicServing._convert_to_chat_completion_request``: the same."""
+    _figures_asked.set(asks_for_figures(request))
     _unsaid(chat.tools or (), request.tools or ())
 
 
@@ -224,7 +252,9 @@ def plan_of(
     chosen = wanted(choice, tools)
     if chosen != "auto":
         answer = None  # the answer is a call
-    key = (tuple(tools), chosen, parser, parallel is not False, reasoning, answer, trained)
+    reasoning = reasoning and parser in NATIVE_TAGS  # in no other does the tag depend on it
+    request = (tuple(tools), chosen, parser, answer, trained)
+    key = (*request, parallel is not False, reasoning)
     plan = _plans.get(key)
     if plan is None:
         with bounded():
@@ -238,7 +268,25 @@ def plan_of(
                 trained=trained,
             )
         _plans.put(key, plan)
+    _made.set((request, plan))
     return plan
+
+
+def plan_to_read(tools: list[ToolSpec], choice: Any, parser: str) -> Plan:
+    """The plan of this task's request, to read its answer by.
+
+    How an answer is read depends neither on how many calls it may have nor on reasoning.
+
+    Raises:
+        ToolsError: see `plan_of`.
+    """
+    answer, trained = answer_schema(), trained_form()
+    chosen = wanted(choice, tools)
+    request = (tuple(tools), chosen, parser, answer if chosen == "auto" else None, trained)
+    made = _made.get(None)
+    if made is not None and made[0] == request:
+        return made[1]
+    return plan_of(tools, choice, parser, answer=answer, trained=trained)
 
 
 def name_parser(parser: Any, name: str) -> None:

@@ -8,15 +8,16 @@ checked.
 Pure. Source: xgrammar 0.2.7, ``structural_tag``; SGLang 0.5.23, ``function_call_parser``.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sglang_ext.errors import ToolSchemaError, ToolsError
 from sglang_ext.tools.bounded import BoundedCache
+from sglang_ext.tools.duplicates import note
 from sglang_ext.tools.ebnf import GrammarWriter, grammar, quoted
-from sglang_ext.tools.forms import ARRAY, FORMS, NATIVE_TAGS, STOCK_TAGS, Form
+from sglang_ext.tools.exact import decoded
+from sglang_ext.tools.forms import ARRAY, FORMS, NATIVE_TAGS, STOCK_TAGS, TEXT_TAGS, Form
 from sglang_ext.tools.plain import plain_schema
 from sglang_ext.tools.schema import NormalSchema, normalise
 
@@ -71,9 +72,11 @@ def _normalised(text: str, *, objects_only: bool) -> NormalSchema | ToolSchemaEr
     found = _read.get((text, objects_only))
     if found is None:
         try:
-            found = normalise(json.loads(text), objects_only=objects_only)
+            found = normalise(decoded(text), objects_only=objects_only)
         except ToolSchemaError as error:
             found = error
+        except ValueError as error:  # what Python's JSON writes of a number that no float holds
+            found = ToolSchemaError(f"#: {error}")
         _read.put((text, objects_only), found)
     return found
 
@@ -136,7 +139,10 @@ def compile_plan(
     required = choice != "auto"
     allowed = [choice] if isinstance(choice, ToolSpec) else list(tools)
     if parser in NATIVE_TAGS:
-        return Plan(_native(allowed, choice, parser, parallel, reasoning), None, required)
+        tag = _native(allowed, choice, NATIVE_TAGS[parser], parallel, reasoning)
+        return Plan(tag, None, required)
+    if parser in TEXT_TAGS and not required:
+        return Plan(_native_in_text(allowed, parser, parallel), None, False)
     form = trained or FORMS.get(parser, ARRAY if required else None)
     if parser in STOCK_TAGS:
         form = None
@@ -208,7 +214,7 @@ def _rules(tools: Sequence[ToolSpec], form: Form, skip: int = 0) -> str:
             f"character, at most {_MOST_OPEN:,}",
             fix='send fewer tools, or let them say "additionalProperties": false',
         )
-    return "\n".join([*calls, f"call ::= {names}", writer.text()])
+    return "\n".join([*calls, f"call ::= {names}", writer.text(), note(form), ""])
 
 
 def _calls(tools: Sequence[ToolSpec], form: Form, parallel: bool) -> str:
@@ -249,9 +255,10 @@ def _triggered(tools: Sequence[ToolSpec], form: Form, parallel: bool) -> dict[st
 def _native(
     tools: Sequence[ToolSpec],
     choice: Choice | ToolSpec,
-    parser: str,
+    model: str,
     parallel: bool,
     reasoning: bool,
+    **more: Any,
 ) -> dict[str, Any]:
     from xgrammar import get_model_structural_tag
 
@@ -271,14 +278,46 @@ def _native(
         named = {"type": "function", "function": {"name": choice.name}}
     try:
         tag = get_model_structural_tag(
-            NATIVE_TAGS[parser],
+            model,
             tools=documents,
             tool_choice=named,
             reasoning=reasoning,
             parallel_tool_calls=parallel,
             max_whitespace_cnt=1,
+            **more,
         )
     except ValueError as error:
-        raise ToolsError(f"xgrammar makes no tag for {parser}: {error}") from None
+        raise ToolsError(f"xgrammar makes no tag for {model}: {error}") from None
     found: dict[str, Any] = tag.model_dump()
     return found
+
+
+def _native_in_text(tools: Sequence[ToolSpec], parser: str, parallel: bool) -> dict[str, Any]:
+    """Free text, what a model thinks included, in which a marker begins calls."""
+    model, names = TEXT_TAGS[parser]
+    tag = _native(tools, "auto", model, parallel, False, exclude_special_tokens=False)
+    found = next(node for node in _nodes(tag["format"]) if node["type"] == "triggered_tags")
+    renamed: dict[str, Any] = _renamed(found, names)
+    return _tag(renamed)
+
+
+def _nodes(form: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield form
+    for element in form.get("elements", ()):
+        yield from _nodes(element)
+
+
+def _renamed(node: Any, names: Mapping[str, str]) -> Any:
+    """A tag with other markers; what tools are called and take is left as it is."""
+    if isinstance(node, list):
+        return [_renamed(inner, names) for inner in node]
+    if isinstance(node, str):
+        for old, new in names.items():
+            node = new + node[len(old) :] if node.startswith(old) else node
+        return node
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: inner if key == "json_schema" else _renamed(inner, names)
+        for key, inner in node.items()
+    }

@@ -137,6 +137,25 @@ SYMBOLS: tuple[Symbol, ...] = (
         ("request", "is_multimodal"),
     ),
     Symbol(
+        f"{CHAT}._convert_to_internal_request",
+        "refuses return_meta_info in streams",
+        ("request", "raw_request"),
+    ),
+    Symbol(
+        f"{CHAT}._generate_chat_stream",
+        "frames of server-sent events, the last of them [DONE]",
+        ("adapted_request", "request", "raw_request"),
+    ),
+    Symbol(f"{CHAT}._reported_prompt_tokens", "tokens read, as usage tells them", ("meta_info",)),
+    Symbol(
+        f"{CHAT}._continuous_usage_cached_details", "those of them from the cache", ("content",)
+    ),
+    Symbol(
+        "sglang.srt.entrypoints.openai.usage_processor:UsageProcessor.calculate_token_usage",
+        "usage as chunks have it",
+        ("prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens"),
+    ),
+    Symbol(
         SAMPLING_PARAMS,
         "puts response_format and the constraint of tools together; refuses or drops one",
         ("stop", "model_generation_config", "tool_call_constraint"),

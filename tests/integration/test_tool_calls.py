@@ -5,6 +5,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ TIME = {
         "additionalProperties": False,
     },
 }
+WEATHER_ALONE = {"type": "function", "function": {"name": "get_weather"}}
 NAMED = {"type": "function", "function": {"name": "get_time"}}
 # Nothing but the marker is likely here, so that a constraint that begins at it is seen to hold.
 FORCED = {"messages": [{"role": "user", "content": "Repeat: <tool_call> <tool_call> <tool_call>"}]}
@@ -83,14 +85,15 @@ def ask(server, **body):
     return choice["finish_reason"], choice["message"]["content"] or "", calls, withheld
 
 
+def chunks_of(lines):
+    return [json.loads(line[len("data: ") :]) for line in lines if line.startswith("data: {")]
+
+
 def ask_streaming(server, **body):
     status, lines = request(server, stream=True, **body)
     assert status == 200, lines
     finish, content, calls, withheld = None, "", {}, []
-    for line in lines:
-        if not line.startswith("data: {"):
-            continue
-        chunk = json.loads(line.removeprefix("data: "))
+    for chunk in chunks_of(lines):
         withheld += (chunk.get("metadata") or {}).get("tool_calls_withheld", [])
         for choice in chunk["choices"]:
             finish = choice["finish_reason"] or finish
@@ -198,6 +201,37 @@ def test_values_that_begin_with_the_same_byte_end_no_server(server):
         assert (finish, content) in (("tool_calls", ""), ("length", ""))
         assert len(calls) + len(withheld) == 1
         assert all(json.loads(text)["ответ"] in ("да", "нет") for _, text in calls)
+
+
+def test_a_budget_that_ends_within_a_character_leaves_a_legal_call(server):
+    """Characters that SmolLM2 has no token for take two to four."""
+    schema = {
+        "type": "object",
+        "properties": {"word": {"type": "string", "pattern": "^[\U0001f300-\U0001f6ff가-힣]{3,}$"}},
+        "required": ["word"],
+        "additionalProperties": False,
+    }
+    reasons = []
+    for most in range(28, 64, 3):
+        body = {
+            "tools": [tool_with(schema)],
+            "tool_choice": "required",
+            "max_tokens": most,
+            "parallel_tool_calls": False,
+            "temperature": 1.0,
+            "seed": most,
+        }
+        finish, content, calls, withheld = ask(server, **body)
+        assert (finish, content) in (("tool_calls", ""), ("length", ""))
+        assert len(calls) + len(withheld) == 1
+        reasons += [entry["reason"] for entry in withheld]
+        for entry in withheld:
+            if entry["reason"] == "forced":
+                word = json.loads(entry["detail"])["word"]
+                assert len(word) >= 3
+                assert "\N{REPLACEMENT CHARACTER}" not in word
+    # The shortest such call fits from some budget on, and is found from there on.
+    assert "truncated" not in reasons[reasons.index("forced") :]
 
 
 def tool_with(schema, **more):
@@ -367,30 +401,121 @@ def test_structure_is_not_sampled_and_free_strings_are(server):
     assert min(sampled) < 0
 
 
-def test_a_call_that_is_written_again_and_again_is_ended(server):
-    finish, _, calls, withheld = ask(server, tool_choice="required", max_tokens=900)
+def test_a_call_that_is_there_already_ends_the_answer(server):
+    """SmolLM2 writes the same required call until its budget ends it."""
+    body = {"tool_choice": "required", "max_tokens": 900}
+    finish, content, calls, withheld = ask(server, **body)
+    assert ask_streaming(server, **body) == (finish, content, calls, withheld)
+    assert (finish, content) == ("tool_calls", "")
     assert all(valid(*call) for call in calls)
-    if finish == "length":  # the model does not stop by itself
-        status, answer = request(
-            server, tool_choice="required", max_tokens=900, return_meta_info=True
-        )
-        assert status == 200
-        told = answer["choices"][0]["meta_info"]["finish_reason"]["sglang_ext"]
-        assert told["ended"] == "repetition"
-        assert answer["usage"]["completion_tokens"] < 600
-        assert [entry["reason"] for entry in withheld] in ([], ["repetition"])
+    assert len({(name, json.dumps(json.loads(text))) for name, text in calls}) == len(calls)
+    assert [entry["reason"] for entry in withheld] == ["duplicate"]
+    assert (withheld[0]["name"], withheld[0]["detail"]) in calls
+    status, answer = request(server, **body, return_meta_info=True)
+    assert status == 200
+    assert answer["usage"]["completion_tokens"] < 300
+    told = answer["choices"][0]["meta_info"]["finish_reason"]["sglang_ext"]
+    assert told["ended"] == "duplicate"
+    # Of a budget that ends before the duplicate does, what is whole is shown all the same.
+    outcomes = {ask(server, **{**body, "max_tokens": most})[0] for most in range(40, 96, 5)}
+    assert outcomes <= {"length", "tool_calls"}
 
 
 def test_an_answer_tells_its_figures_when_asked(server):
-    status, answer = request(
-        server, tool_choice="required", parallel_tool_calls=False, return_meta_info=True
-    )
+    body = {"tool_choice": "required", "parallel_tool_calls": False, "return_meta_info": True}
+    status, answer = request(server, **body)
     assert status == 200
     told = answer["choices"][0]["meta_info"]["finish_reason"]["sglang_ext"]
     assert told["ended"] == ""
     assert 0 < told["structure_tokens"] < told["tokens"] <= answer["usage"]["completion_tokens"]
     assert told["mask_ms"] > 0
     assert told["cache_bytes"] > 0
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": True}])
+def test_a_stream_tells_its_figures_in_its_last_chunk(server, options):
+    body = {"tool_choice": "required", "parallel_tool_calls": False, "stream": True}
+    status, lines = request(server, **body, return_meta_info=True, stream_options=options)
+    assert status == 200, lines
+    assert lines[-2:] == ["data: [DONE]", ""] or lines[-1] == "data: [DONE]"
+    *others, last = chunks_of(lines)
+    assert not [chunk for chunk in others if (chunk.get("metadata") or {}).get("tool_figures")]
+    assert bool(last.get("usage")) == bool(options)
+    (told,) = last["metadata"]["tool_figures"]
+    assert (told["choice"], told["ended"]) == (0, "")
+    assert 0 < told["structure_tokens"] < told["tokens"]
+    status, lines = request(server, **body)
+    assert not [chunk for chunk in chunks_of(lines) if chunk.get("metadata")], "nobody asked"
+    # Without tools there are none, and SGLang refuses as ever.
+    status, answer = request(server, stream=True, return_meta_info=True, tools=None)
+    assert status == 400, answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_other_endpoints_tell_figures_when_asked(server, stream):
+    asking = {"metadata": {"sglang_ext": "figures"}, "stream": stream}
+    status, answer = request(server, **MESSAGES, **asking)
+    assert status == 200, answer
+    if stream:
+        answer = next(event for event in chunks_of(answer) if event["type"] == "message_delta")
+    (told,) = answer["metadata"]["tool_figures"]
+    assert told["tokens"] > 0
+    document = {
+        "model": serving.get(server, "/v1/models")["data"][0]["id"],
+        "input": "What is the weather in Paris for 3 days?",
+        "tools": [{"type": "function", **WEATHER}],
+        "tool_choice": "required",
+        "max_output_tokens": 96,
+        **asking,
+    }
+    status, answer = request(server, path="/v1/responses", **document)
+    assert status == 200, answer
+    if stream:
+        answer = chunks_of(answer)[-1]["response"]
+    (told,) = json.loads(answer["metadata"]["tool_figures"])
+    assert told["tokens"] > 0
+    assert answer["metadata"]["sglang_ext"] == "figures", "what the client said stays"
+
+
+def test_a_cut_stream_of_messages_tells_what_was_read(server):
+    read = []
+    for stream in (False, True):
+        status, answer = request(server, **MESSAGES, max_tokens=12, stream=stream)
+        assert status == 200, answer
+        if stream:
+            answer = chunks_of(answer)[0]["message"]
+        usage = answer["usage"]
+        read.append(usage["input_tokens"] + (usage.get("cache_read_input_tokens") or 0))
+    assert read[0] == read[1] > 50
+
+
+def test_multiples_and_large_numbers_are_never_silent(server):
+    schema = {
+        "type": "object",
+        "properties": {
+            "cents": {"type": "number", "minimum": 4, "maximum": 5, "multipleOf": 0.01},
+            "id": {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 3},
+            "big": {"enum": [2**64 + 1]},
+        },
+        "required": ["cents", "id", "big"],
+        "additionalProperties": False,
+    }
+    for seed in range(4):
+        body = {"temperature": 1.0, "seed": seed, "parallel_tool_calls": False}
+        _, _, calls, withheld = ask(
+            server, tools=[tool_with(schema)], tool_choice=WEATHER_ALONE, **body
+        )
+        assert len(calls) + len(withheld) == 1
+        for _, text in calls:
+            value = json.loads(text, parse_float=Decimal)
+            assert value["cents"] % Decimal("0.01") == 0
+            assert 2**53 < value["id"] <= 2**53 + 3
+            assert value["big"] == 2**64 + 1
+        assert {entry["reason"] for entry in withheld} <= {"invalid", "truncated", "forced"}
+    unbounded = json.loads(json.dumps(schema))
+    unbounded["properties"]["id"]["maximum"] = float("inf")  # 1e400, as Python reads and writes it
+    status, answer = request(server, tools=[tool_with(unbounded)])
+    assert (status, "sglang-ext" in answer["message"]) == (400, True)
 
 
 def test_metrics_count_calls_by_what_became_of_them(server):
@@ -431,3 +556,41 @@ def test_an_example_gets_its_call(server, example):
     assert done.returncode == 0, done.stderr
     assert "get_weather(" in done.stdout
     assert "Paris" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def reasoner(smollm2, tmp_path_factory):
+    """SmolLM2 as a model that reasons: after twelve tokens SGLang has it end that."""
+    log = tmp_path_factory.mktemp("reasoner") / "server.log"
+    flags = ("--tool-call-parser", "hermes", "--ext-tools", "enforce", "--max-total-tokens", "8000")
+    reasoning = ("--reasoning-parser", "deepseek-r1")
+    env = {"SGLANG_MAX_THINK_TOKENS": "12"}
+    server = serving.start(smollm2, log, *flags, *reasoning, env=env)
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED, "auto"], ids=str)
+def test_reasoning_is_left_alone_and_the_call_after_it_is_held(reasoner, choice):
+    body = {"tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 120}
+    status, answer = request(reasoner, **body)
+    assert status == 200, answer
+    message = answer["choices"][0]["message"]
+    assert message["reasoning_content"].strip()
+    assert "<tool_call>" not in message["reasoning_content"]
+    finish, content, calls, withheld = ask(reasoner, **body)
+    assert all(valid(*call) for call in calls)
+    if choice != "auto":
+        assert (finish, content, len(calls), withheld) == ("tool_calls", "", 1, [])
+    assert ask_streaming(reasoner, **body) == (finish, content, calls, withheld)
+    reasoned = "".join(
+        choice["delta"].get("reasoning_content") or ""
+        for chunk in chunks_of(request(reasoner, **body, stream=True)[1])
+        for choice in chunk["choices"]
+    )
+    assert reasoned == message["reasoning_content"]
+    # Cut off while it reasons or while it calls, nothing invalid is shown.
+    for most in (4, 20, 40):
+        finish, _, calls, _ = ask(reasoner, **{**body, "max_tokens": most})
+        assert all(valid(*call) for call in calls)
+        assert finish == "length" or calls or choice == "auto"

@@ -8,6 +8,7 @@ import xgrammar
 from transformers import AutoTokenizer
 
 from sglang_ext.tools.calls import Reader
+from sglang_ext.tools.characters import Characters
 from sglang_ext.tools.complete import completion
 from sglang_ext.tools.forms import ARRAY, FORMS
 from sglang_ext.tools.tag import ToolSpec, compile_plan
@@ -77,14 +78,17 @@ def test_a_call_can_be_completed_from_everywhere(parser, choice, tokenizer, comp
         text = ("Well. " if choice == "auto" else "") + form.begin + call + form.end
         tokens = tokenizer.encode(text, add_special_tokens=False)
         matcher = xgrammar.GrammarMatcher(compiled)
+        characters = Characters(tokenizer, "byte level")
         for number, token in enumerate(tokens):
-            found = completion(matcher, encoder(tokenizer))
-            if tokenizer.decode(tokens[:number]).endswith("\N{REPLACEMENT CHARACTER}"):
-                assert found is None, "no token begins within a character"
-                assert matcher.accept_token(token)
-                continue
+            within = characters.unfinished(tokens[:number])
+            halved = tokenizer.decode(tokens[:number]).endswith("\N{REPLACEMENT CHARACTER}")
+            assert bool(within) == halved
+            found = completion(
+                matcher, encoder(tokenizer), within=within, token_of=characters.token
+            )
             assert found is not None, tokenizer.decode(tokens[:number])
             written = tokenizer.decode(tokens[:number] + found)
+            assert "\N{REPLACEMENT CHARACTER}" not in written
             assert matcher.accept_token(token)
             markers = [form.marker] if choice == "auto" else []
             reader = Reader(tools, form=form, markers=markers, detector=lambda text: (text, []),
@@ -105,3 +109,23 @@ def test_a_completion_is_short(tokenizer, compiler):
     matcher.accept_string(FORMS["hermes"].opening("a") + '{"text": "')
     matcher.accept_string("".join(rng.choice("ab }]") for _ in range(50)))
     assert tokenizer.decode(completion(matcher, encoder(tokenizer))) == '"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("text", ["é", "€", "한", "𐍈", "🌍", "\U0010fffd", "\ud7ff", "ࠀ"])
+def test_a_character_that_is_begun_is_ended(text, tokenizer, compiler):
+    """xgrammar takes continuations that are no UTF-8 (E0 80, F4 90): those are not written."""
+    plan = compile_plan([ToolSpec("a", '{"type": "object"}')], "required", parser="hermes")
+    compiled = compiler.compile_structural_tag(xgrammar.StructuralTag.from_json(plan.tag))
+    characters = Characters(tokenizer, "byte level")
+    begin = (FORMS["hermes"].opening("a") + '{"text": "').encode()
+    for length in range(1, len(text.encode())):
+        matcher = xgrammar.GrammarMatcher(compiled)
+        within = text.encode()[:length]
+        assert matcher.accept_string(begin + within)
+        found = completion(matcher, encoder(tokenizer), within=within, token_of=characters.token)
+        before = [characters.token(byte) for byte in within]
+        written = tokenizer.decode(before + found)
+        assert len(written.encode()) == len(text.encode()) + len('"}}\n</tool_call>')
+        assert "\N{REPLACEMENT CHARACTER}" not in written
+        # A vocabulary without single bytes ends nothing there.
+        assert completion(matcher, encoder(tokenizer), within=within) is None

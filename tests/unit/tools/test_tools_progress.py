@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sglang_ext.tools import parts
-from sglang_ext.tools.decoding import fill_vocab_mask, progress_of
+from sglang_ext.tools.decoding import _forbid, fill_vocab_mask, progress_of
 from sglang_ext.tools.progress import Progress
 from sglang_ext.tools.repetition import repeated
 
@@ -97,6 +97,42 @@ def test_an_end_is_written_when_it_just_fits(switched):
     switched(parts.Parts().without(["completion"]))
     request, progress = run(20)
     assert (len(request.output_ids), progress.figures()["ended"]) == (20, "")
+
+
+class OneByte:
+    """Characters of one token each."""
+
+    opening = (5, 69, 95)
+
+    def unfinished(self, tokens):
+        return b""
+
+    def token(self, byte):
+        return byte
+
+
+@pytest.mark.parametrize(
+    ("left", "allowed", "whole"), [(6, 990, False), (5, 990, True), (5, 9, False)]
+)
+def test_near_the_end_no_character_is_begun_that_might_not_end(left, allowed, whole):
+    """What ends this takes two tokens; a character that is begun may take three more."""
+    request = Request(sampling_params=SimpleNamespace(max_new_tokens=left), output_ids=[])
+    progress = Progress(request, encode, vocabulary=1000, characters=OneByte())
+    progress.decide(Digits(), allowed)
+    assert progress.whole_characters is whole
+    assert progress.forced is None
+    grammar = SimpleNamespace(matcher=Digits(), _sglang_ext_progress=progress)
+    mask = torch.full((1, 32), -1, dtype=torch.int32)
+    if allowed < 100:
+        mask[0] = torch.tensor([1 << 5, 0, 1 << 5 | -(1 << 31)] + [0] * 29)
+    fill_vocab_mask(lambda *_args: None, grammar, mask, 0)
+    bits = mask[0].tolist()
+    kept = [bits[token // 32] >> token % 32 & 1 for token in OneByte.opening]
+    assert kept == [0 if whole else 1] * 3
+    left_over = torch.zeros(1, 4, dtype=torch.int32)
+    left_over[0, 0] = 1 << 5
+    _forbid(left_over[0], OneByte.opening)
+    assert left_over.tolist() == [[1 << 5, 0, 0, 0]], "nothing else is allowed"
 
 
 def test_repetition_is_ended_long_before_the_budget(switched):

@@ -14,7 +14,7 @@ from xgrammar.testing import _is_grammar_accept_string
 
 from sglang_ext.errors import ToolsError, ToolWorkError
 from sglang_ext.tools import work
-from sglang_ext.tools.forms import FORMS, NATIVE_TAGS, STOCK_TAGS, VARIANTS
+from sglang_ext.tools.forms import FORMS, NATIVE_TAGS, STOCK_TAGS, TEXT_TAGS, VARIANTS
 from sglang_ext.tools.tag import ToolSpec, compile_plan, schema_of
 
 WEATHER = {
@@ -66,7 +66,12 @@ def test_every_parser(parser, choice, strict, parallel):
     tools = TOOLS if strict else LOOSE
     wanted = tools[0] if choice == "named" else choice
     plan = compile_plan(tools, wanted, parser=parser, parallel=parallel)
+    if plan.tag is not None and plan.form is None:
+        assert choice == "auto"
+        calls_in_text(plan, parser, tools, strict, parallel)
+        return
     if plan.tag is None:
+        assert parser not in TEXT_TAGS
         assert choice == "auto"  # a required call is always held
         assert not FORMS.get(parser) or not FORMS[parser].marker
         return
@@ -78,6 +83,71 @@ def test_every_parser(parser, choice, strict, parallel):
     assert accepts(plan, "Text.") == (choice == "auto")
     assert accepts(plan, "Text. " + spelled(form, GOOD)) == (choice == "auto")
     assert not accepts(plan, spelled(form, ("nobody", {})))
+
+
+def written(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def pairs(begin, end, line):
+    def call(name, arguments):
+        values = [
+            f"<arg_key>{key}</arg_key>{line}<arg_value>{written(value)}</arg_value>{line}"
+            for key, value in arguments.items()
+        ]
+        return f"{begin}{name}{line}{''.join(values)}{end}"
+
+    return call
+
+
+def elements(begin, value, end):
+    def call(name, arguments):
+        values = [value % (key, written(inner)) for key, inner in arguments.items()]
+        return begin % name + "\n".join(values) + end
+
+    return call
+
+
+# As the models' chat templates and SGLang's detectors have them.
+IN_TEXT = {
+    "dots": elements(
+        '<dots_function_call>\n<invoke name="%s">\n',
+        '<parameter name="%s">%s</parameter>',
+        "\n</invoke>\n</dots_function_call>",
+    ),
+    "glm": pairs("<tool_call>", "</tool_call>", "\n"),
+    "glm45": pairs("<tool_call>", "</tool_call>", "\n"),
+    "iquest_q1": pairs("<iquest_tool_call>", "</iquest_tool_call>", ""),
+    "ling3": pairs("<tool_call>", "</tool_call>", "\n"),
+    "mimo": elements(
+        "<tool_call>\n<function=%s>\n",
+        "<parameter=%s>%s</parameter>",
+        "\n</function>\n</tool_call>",
+    ),
+    "poolside_v1": pairs("<tool_call>", "</tool_call>", "\n"),
+    "spark25": pairs("<tool_call>", "</tool_call>", ""),
+}
+
+
+def calls_in_text(plan, parser, tools, strict, parallel):
+    """The row of a parser whose calls xgrammar's tag of another model holds."""
+    call = IN_TEXT[parser]
+    good, bad, other = (call(*one) for one in (GOOD, BAD, OTHER))
+    # Text may have what models think, and what is no call: it is free.
+    for text in ("", "Text. ", "<think>Hm.</think>\n\n"):
+        assert accepts(plan, text)
+        assert accepts(plan, text + good)
+        assert accepts(plan, text + other)
+        assert accepts(plan, text + bad) == (not strict)
+    assert accepts(plan, good + "\n" + other) == parallel
+    assert not accepts(plan, call("nobody", {}))
+    listed = [
+        Tool(type="function", function={"name": t.name, "parameters": json.loads(t.parameters)})
+        for t in tools
+    ]
+    detector = FunctionCallParser.ToolCallParserEnum[parser]()
+    found = detector.detect_and_parse(f"Text. {good}\n{other}", listed).calls
+    assert [(one.name, json.loads(one.parameters)) for one in found] == [GOOD, OTHER]
 
 
 SPELLINGS = [*FORMS.items(), *((name, form) for name in VARIANTS for form in VARIANTS[name])]
@@ -279,3 +349,22 @@ def test_the_work_of_a_request_is_bounded_over_all_its_tools(pattern):
         compile_plan(tools, "required", parser="hermes")
     with work.bounded(), pytest.raises(ToolWorkError if "%d" in pattern else ToolsError):
         compile_plan(tools, "required", parser="hermes")
+
+
+def test_whole_numbers_beyond_those_of_floats_are_held():
+    bounds = {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 3}
+    listed = {"enum": [2**53 + 1, 2**70]}
+    for schema, good, bad in (
+        (bounds, [2**53 + 1, 2**53 + 3], [2**53, 2**53 + 4]),
+        ({**bounds, "maximum": 2**70}, [2**70], [2**70 + 1]),
+        (listed, [2**53 + 1, 2**70], [2**53, 2**70 + 1]),
+    ):
+        tool = ToolSpec("a", json.dumps({"properties": {"x": schema}, "required": ["x"]}))
+        plan = compile_plan([tool], "required", parser="hermes")
+        assert all(accepts(plan, spelled(plan.form, ("a", {"x": value}))) for value in good)
+        assert not any(accepts(plan, spelled(plan.form, ("a", {"x": value}))) for value in bad)
+        plan = compile_plan([tool], "required", parser="qwen3_coder")
+        call = (
+            "<tool_call>\n<function=a>\n<parameter=x>\n{}\n</parameter>\n</function>\n</tool_call>"
+        )
+        assert all(accepts(plan, call.format(value)) for value in good)
