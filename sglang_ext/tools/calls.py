@@ -81,6 +81,7 @@ class Reader:
         unique: bool = False,
     ) -> None:
         self._seen: set[str] | None = set() if unique else None
+        self._last_is_shown = False  # whether the call that was read last is
         self._required = required
         self._answers = answers
         self._tools = {tool.name: tool for tool in tools}
@@ -153,13 +154,13 @@ class Reader:
             cut: the token budget has ended it.
         """
         answer = self._finished()
-        if cut and self._form is None and answer.calls and not self._is_whole():
+        if not answer.calls or not self._last_is_shown:
+            return answer
+        if cut and self._form is None and not self._is_whole():
             # SGLang's parsers close what is open: a path that was cut off would be another path.
             call = answer.calls.pop()
             answer.withheld.append(Withheld(call.name, "truncated", call.arguments[:_SHOWN]))
-        elif ended == DUPLICATE and answer.withheld and answer.withheld[-1].reason == DUPLICATE:
-            pass  # what was ended is withheld as what it is; the calls before it are the model's
-        elif ended and answer.calls:
+        elif ended:
             call = answer.calls.pop()
             answer.withheld.append(Withheld(call.name, ended, call.arguments))
         return answer
@@ -259,6 +260,11 @@ class Reader:
 
     def _judge(self, name: str, arguments: str, answer: Answer) -> None:
         """Show a call, or withhold it."""
+        shown = len(answer.calls)
+        self._show(name, arguments, answer)
+        self._last_is_shown = len(answer.calls) > shown
+
+    def _show(self, name: str, arguments: str, answer: Answer) -> None:
         tool = self._tools.get(name)
         if tool is None:
             answer.withheld.append(Withheld(name, "unknown tool", arguments[:_SHOWN]))

@@ -193,3 +193,14 @@ def test_an_answer_beside_tools_is_content_whatever_its_strings_hold(name, answe
     content = "".join(pieces.feed(char) for char in text)
     end = pieces.finish()
     assert (content + end.content, end.calls) == (whole.content, whole.calls)
+
+
+@pytest.mark.parametrize("ended", ["forced", "repetition", "duplicate"])
+def test_a_forced_end_withholds_the_call_that_it_ended_and_no_other(ended):
+    form = FORMS["hermes"]
+    again, invalid = CALLS[1], ("get_weather", {"city": 3})
+    for last, reason in ((again, "duplicate"), (invalid, "invalid"), (("get", {}), ended)):
+        fresh = Reader(TOOLS, form=form, markers=[form.marker], detector=no_detector, unique=True)
+        answer = fresh.read(spelled(form, *CALLS, last), ended=ended)
+        assert shown(answer) == ("", CALLS)
+        assert [one.reason for one in answer.withheld] == [reason]
