@@ -6,14 +6,19 @@ STAMP := $(VENV)/.ready
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sglang-ext
 MODELS := $(CACHE)/models
 BENCH_STAMP := $(VENV)/.bench-ready
+# Each test process has an equal part of the cores, and so have the servers it starts.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -q -n $(WORKERS)
 REQUIREMENTS := $(filter-out requirements/bench.txt,$(wildcard requirements/*.txt))
 
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
+# Without byte code every process of a server compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo serve check test chaos bench docs clean
+.PHONY: help setup models demo serve check test rest chaos bench docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,10 +51,15 @@ check: setup  ## Lint, types, unit tests, docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests/unit -q -x -m "not slow"
+	$(PYTEST) tests/unit -x -m "not slow" --dist worksteal
 
 test: models  ## All tests, with real servers
-	$(BIN)/pytest tests -q
+	$(PYTEST) tests -m "not whole_machine" --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest tests -q -m whole_machine
+
+rest: models  ## Of all tests those that `make check` leaves out
+	$(PYTEST) tests -m "(slow or not unit) and not whole_machine" --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest tests -q -m whole_machine
 
 chaos: setup  ## Kills and power losses of the page store, 1,000 rounds (SGLANG_EXT_CHAOS_ROUNDS)
 	SGLANG_EXT_CHAOS_ROUNDS=$${SGLANG_EXT_CHAOS_ROUNDS:-1000} $(BIN)/pytest tests/chaos/test_store_crash.py -q -s

@@ -1,4 +1,4 @@
-"""Models that all tests share, made once into the user's cache."""
+"""Models that all tests share, made once into the user's cache; and cores that workers share."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,48 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
+from support.workers import cores_of_worker
+
 from sglang_ext.models import make_model
 
 # How long an example takes says something about the machine and nothing about the code.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+
+# A worker of pytest-xdist, and all that it starts: servers beside each other with a thread a core
+# would wait for each other at every step. Before torch is imported, which counts the cores.
+if cores := cores_of_worker(os.environ, sorted(os.sched_getaffinity(0))):
+    os.sched_setaffinity(0, cores)
+
+
+# Modules that take longest are first: all wait for what a worker takes last.
+LONGEST = (
+    "compat/test_patches.py",
+    "integration/test_tool_calls.py",
+    "integration/test_disk_tier.py",
+    "chaos/test_kill.py",
+    "integration",
+    "chaos",
+    "compat",
+    "security",
+    "property",
+    "unit",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what is in tests/unit, and put what takes long in front."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(tests / "unit"):
+            item.add_marker("unit")
+    items.sort(
+        key=lambda item: next(
+            (rank for rank, name in enumerate(LONGEST) if item.path.is_relative_to(tests / name)),
+            len(LONGEST),
+        )
+    )
 
 
 @pytest.fixture(scope="session")
