@@ -1,6 +1,5 @@
 """Ranks of a context-parallel layer over gloo, each a process; driven by test_exchange.py."""
 
-import sys
 from datetime import timedelta
 
 import torch
@@ -115,7 +114,3 @@ def main(rank, ranks, what, folder):
         file.write(" ".join(map(repr, result)))
     distributed.barrier()
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

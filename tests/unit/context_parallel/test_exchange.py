@@ -1,9 +1,8 @@
 """The one AllGather of a layer, over gloo in several processes: exact, counted, overlapped."""
 
+import multiprocessing
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,21 +12,29 @@ from sglang_ext.context_parallel.collective import Part, RowExchange, RowLayout
 from sglang_ext.context_parallel.plan import plan
 from sglang_ext.errors import DeviceError
 
-ROOT = Path(__file__).parents[3]
+# Each rank is a process of its own; torch is imported once for all of them.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["support.gather_ranks"])
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Python 3.11 gives its fork server no path; what that cannot import, every rank imports."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
 
 def layers_on(ranks, folder, what="nothing"):
     """(attention error, cache error, AllGathers, received bytes) of each rank."""
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
     children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "support.gather_ranks", str(rank), str(ranks), what, folder],
-            env=env,
-        )
+        SERVER.Process(target=gather_ranks.main, args=(rank, ranks, what, str(folder)))
         for rank in range(ranks)
     ]
+    for child in children:
+        child.start()
     try:
-        codes = [child.wait(120) for child in children]
+        for child in children:
+            child.join(120)
+        codes = [child.exitcode for child in children]
     finally:
         for child in children:
             child.kill()
