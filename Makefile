@@ -8,7 +8,9 @@ MODELS := $(CACHE)/models
 BENCH_STAMP := $(VENV)/.bench-ready
 # Each test process has an equal part of the cores, and so have the servers it starts.
 WORKERS ?= 2
-PYTEST := $(BIN)/pytest -q -n $(WORKERS)
+PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Half of the time of a unit test is waiting for a disk: one worker more than cores.
+UNIT_WORKERS ?= 3
 REQUIREMENTS := $(filter-out requirements/bench.txt,$(wildcard requirements/*.txt))
 
 export HF_HUB_OFFLINE := 1
@@ -51,14 +53,14 @@ check: setup  ## Lint, types, unit tests, docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) tests/unit -x -m "not slow" --dist worksteal
+	$(BIN)/pytest -q -n $(UNIT_WORKERS) tests/unit -x -m "not slow" --dist worksteal
 
 test: models  ## All tests, with real servers
-	$(PYTEST) tests -m "not whole_machine" --dist loadfile --no-loadscope-reorder
+	$(PYTEST) tests -m "not whole_machine"
 	$(BIN)/pytest tests -q -m whole_machine
 
 rest: models  ## Of all tests those that `make check` leaves out
-	$(PYTEST) tests -m "(slow or not unit) and not whole_machine" --dist loadfile --no-loadscope-reorder
+	$(PYTEST) tests -m "(slow or not unit) and not whole_machine"
 	$(BIN)/pytest tests -q -m whole_machine
 
 chaos: setup  ## Kills and power losses of the page store, 1,000 rounds (SGLANG_EXT_CHAOS_ROUNDS)

@@ -24,18 +24,18 @@ if cores := cores_of_worker(os.environ, sorted(os.sched_getaffinity(0))):
     os.sched_setaffinity(0, cores)
 
 
-# Modules that take longest are first: all wait for what a worker takes last.
-LONGEST = (
+# The longest first: all wait for what a worker takes last. Beside the server of tool calls, which
+# takes most memory, run no servers that look how much is free.
+FIRST = (
     "compat/test_patches.py",
     "integration/test_tool_calls.py",
-    "integration/test_disk_tier.py",
+    "integration/test_models_load.py",
+    "compat",
+    "chaos/test_store_crash.py",
+    "property",
+    "integration/test_disk_tier_restarts.py",
     "chaos/test_kill.py",
     "integration",
-    "chaos",
-    "compat",
-    "security",
-    "property",
-    "unit",
 )
 
 
@@ -48,8 +48,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("unit")
     items.sort(
         key=lambda item: next(
-            (rank for rank, name in enumerate(LONGEST) if item.path.is_relative_to(tests / name)),
-            len(LONGEST),
+            (rank for rank, name in enumerate(FIRST) if item.path.is_relative_to(tests / name)),
+            len(FIRST),
         )
     )
 

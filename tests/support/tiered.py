@@ -2,12 +2,17 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
-__all__ = ["PAGE", "PROMPT", "WHOLE", "flags", "prompts"]
+from sglang_ext.bench.server import ServerProcess
+from support.serving import get
+
+__all__ = ["CHAIN", "PAGE", "PROMPT", "WHOLE", "flags", "prompts", "tier"]
 
 PAGE = 64
 PROMPT = 1500
-WHOLE = PROMPT // PAGE * PAGE
+CHAIN = PROMPT // PAGE
+WHOLE = CHAIN * PAGE
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -22,3 +27,10 @@ def flags(folder: Path, size: str = "200MB") -> tuple[str, ...]:
         *("--ext-cache", "--ext-l1-tokens", "4k", "--ext-l2-size", "25MB"),
         *("--ext-l3-dir", str(folder), "--ext-l3-size", size),
     )
+
+
+def tier(server: ServerProcess) -> dict[str, Any]:
+    """What the server's one disk tier tells of itself."""
+    (state,) = get(server, "/server_info")["internal_states"]
+    told: dict[str, Any] = state["sglang_ext"]["disk_tier"]
+    return told
