@@ -18,7 +18,7 @@ __all__ = ["FLAG", "ForcedStart", "beginning_with"]
 FLAG = "--enable-custom-logit-processor"
 
 
-class ForcedStart(CustomLogitProcessor):  # type: ignore[misc]
+class ForcedStart(CustomLogitProcessor):
     """Leaves one token to each row that has not begun as its request's ``begin`` says."""
 
     def __call__(

@@ -27,11 +27,12 @@ from sglang_ext.bench.schema_suite import run_suite
 from sglang_ext.bench.server import ServerProcess, sglang_command
 from sglang_ext.bench.tool_grammars import Grammars, Times
 from sglang_ext.errors import BenchError
+from sglang_ext.tools.tag import Choice
 
 __all__ = ["CHOICES", "SYSTEMS", "ToolBench", "bench_tools", "is_valid"]
 
 SYSTEMS = ("stock", "stock_strict", "ext")
-CHOICES = ("required", "auto")
+CHOICES: tuple[Choice, ...] = ("required", "auto")
 CALLED = ("simple_python", "multiple")  # categories whose answer is one call
 _SEED = 11
 
@@ -72,7 +73,7 @@ class _Key(NamedTuple):
 
     system: str
     category: str
-    choice: str
+    choice: Choice
     budget: int
     temperature: float
 
@@ -120,15 +121,16 @@ def bench_tools(
     """
     _known("system", what.systems, SYSTEMS)
     _known("choice", what.choices, CHOICES)
+    choices = [choice for choice in CHOICES if choice in what.choices]
     cases = {category: load_cases(category)[: what.cases] for category in CALLED}
     grammars = Grammars(what.model, what.parser)
     judged: dict[_Key, list[_Judged]] = {}
     with ExitStack() as stack:
         ends = _endpoints(what, workdir, stack, on_step)
-        for *kind, system in product(
-            CALLED, what.choices, what.budgets, what.temperatures, what.systems
+        for category, choice, budget, temperature, system in product(
+            CALLED, choices, what.budgets, what.temperatures, what.systems
         ):
-            key = _Key(system, *kind)
+            key = _Key(system, category, choice, budget, temperature)
             on_step(f"{key}: {system}")
             extra = beginning_with(grammars.trigger()) if key.choice == "auto" else {}
             judged[key] = _run(ends[system], what, cases[key.category], key, extra)

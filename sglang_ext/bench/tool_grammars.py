@@ -15,7 +15,7 @@ from pathlib import Path
 from sglang_ext.bench.bfcl_calls import Case
 from sglang_ext.errors import BenchError
 from sglang_ext.tools.requests import specs
-from sglang_ext.tools.tag import compile_plan
+from sglang_ext.tools.tag import Choice, compile_plan
 
 __all__ = ["Grammars", "Times"]
 
@@ -60,7 +60,7 @@ class Grammars:
         text = FunctionCallParser([], self._parser).detector.structure_info()("").trigger
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def constraint(self, case: Case, system: str, choice: str) -> tuple[str, str] | None:
+    def constraint(self, case: Case, system: str, choice: Choice) -> tuple[str, str] | None:
         """Kind and text of what ``system`` holds an answer to ``case`` to; None: to nothing."""
         from sglang.srt.entrypoints.openai.protocol import Tool
         from sglang.srt.function_call.function_call_parser import FunctionCallParser
