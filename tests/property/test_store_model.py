@@ -13,7 +13,7 @@ from support.store_pages import NAMESPACE, options, pages_of, payload
 from sglang_ext.cache.store import PageStore
 from sglang_ext.cache.store.options import MIB
 
-SIZES = (3000, 9000)
+SIZES = (3072, 9216)
 CHAINS = st.integers(0, 9)
 DEPTH = 12
 
@@ -104,7 +104,8 @@ class Model(RuleBasedStateMachine):
     def recycle(self):
         segment = self.idle_segment()
         if segment is not None:
-            self.store._keeper._room._retire(segment)
+            self.store._keeper._room._forget(segment)
+            self.store._keeper._room._let_go()
 
     @rule()
     def clear(self):

@@ -18,7 +18,7 @@ LENGTH = 12
 
 
 def size_of(name, mixed):
-    return 9000 if mixed and name % 2 else 3000
+    return 9216 if mixed and name % 2 else 3072
 
 
 def main(folder, notes, seed, capacity, mixed):

@@ -1,6 +1,7 @@
 """Pages whose bytes follow from their key, so that anybody can tell a wrong byte."""
 
 import hashlib
+import mmap
 import time
 
 from sglang_ext.cache.store import Page, PageStore, StoreOptions
@@ -38,15 +39,29 @@ def payload(key, size):
 
 
 def pages_of(keys, size=8000, parent=None, pieces=2):
-    """Pages of a chain that begins below ``parent``."""
+    """Pages of a chain that begins below ``parent``.
+
+    Where the size allows, every other chain lies in memory that can be written without a copy.
+    """
     pages = []
+    step = max(1, -(-size // pieces))
+    fits = size > 0 and step % 512 == 0 == size % step
+    is_aligned = fits and bool(keys) and sum(keys[0]) % 2 == 0
     for key in keys:
         data = payload(key, size)
-        step = max(1, -(-size // pieces))
+        if is_aligned:
+            data = aligned(data)
         buffers = [data[at : at + step] for at in range(0, size, step)] or [b""]
         pages.append(Page(key, parent, buffers))
         parent = key
     return pages
+
+
+def aligned(data):
+    """A copy of ``data`` that begins at a page of the machine."""
+    memory = memoryview(mmap.mmap(-1, len(data)))
+    memory[:] = data
+    return memory
 
 
 def read(store, keys, size=8000, namespace=NAMESPACE):

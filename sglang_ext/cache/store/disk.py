@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["OPEN_FLAGS", "Disk", "RealDisk", "read_fully", "write_fully"]
+__all__ = ["OPEN_FLAGS", "Disk", "RealDisk", "read_fully", "write_fully", "write_pieces"]
 
 # A link in place of a file of ours is refused, no child process inherits a descriptor, and opening
 # a pipe does not wait for its other end; on regular files the last has no effect.
 OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _SECTOR_BYTES = 512
+# Linux takes no more pieces in one operation (UIO_MAXIOV).
+_MOST_PIECES = 1024
 
 
 class Disk(Protocol):
@@ -137,6 +139,18 @@ def read_fully(disk: Disk, file: int, buffer: memoryview, offset: int) -> int:
 
 def write_fully(disk: Disk, file: int, data: memoryview, offset: int) -> None:
     """Write all of ``data``, however often the disk takes only a part of it."""
-    done = 0
-    while done < len(data):
-        done += disk.write(file, [data[done:]], offset + done)
+    write_pieces(disk, file, [data], offset)
+
+
+def write_pieces(disk: Disk, file: int, pieces: Sequence[memoryview], offset: int) -> None:
+    """Write all ``pieces`` one after another, in as few operations as there can be."""
+    left = list(pieces)
+    first = 0
+    while first < len(left):
+        done = disk.write(file, left[first : first + _MOST_PIECES], offset)
+        offset += done
+        while first < len(left) and len(left[first]) <= done:
+            done -= len(left[first])
+            first += 1
+        if done:
+            left[first] = left[first][done:]

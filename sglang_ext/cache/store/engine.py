@@ -59,10 +59,14 @@ class Batch:
 
     def wait(self, deadline: float) -> bool:
         """Block until all operations ended, or until ``deadline`` (monotonic); whether they did."""
-        if self._finished.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        try:
+            finished = self._finished.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        except BaseException:  # the caller is interrupted, and has its memory back
+            self.abandon()
+            raise
+        if finished:
             self._finished.release()
-            return True
-        return False
+        return finished
 
     def borrow(self) -> bool:
         """Ask for the caller's memory; False where the caller has taken it back."""

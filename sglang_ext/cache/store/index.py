@@ -31,6 +31,8 @@ from sglang_ext.errors import StoreError
 __all__ = ["NO_ROW", "Index", "bit_of"]
 
 NO_ROW = -1
+# Rows that are made at once where none is free: one by one each takes 1 us. Cost: 60 bytes each.
+_NEW_ROWS = 64
 # Rows that wait for their place in the heap: most have a child before anybody looks.
 _MOST_FRESH = 4096
 # Leaves that are looked at for one that nobody looks after. Takes 1 ms with 10,000 leaves.
@@ -87,16 +89,21 @@ class Index:
         self, key: bytes, parent: int, location: int, payload_bytes: int, kind: int, time_us: int
     ) -> int:
         """Add a page under ``parent`` (a row, or `NO_ROW`); returns its row. It must be new."""
-        row = self._new_row(key)
+        if not self.free:
+            self._grow()
+        row = self.free.pop()
+        self.keys[row * KEY_BYTES : (row + 1) * KEY_BYTES] = key
         self.location[row] = location
         self.parent[row] = parent
-        self.depth[row] = 0 if parent == NO_ROW else self.depth[parent] + 1
         self.time_us[row] = time_us
         self.payload_bytes[row] = payload_bytes
         self.kind[row] = kind
-        self.reach[row] = bit_of(kind) | (0 if parent == NO_ROW else self.reach[parent])
         self.child[row] = self.before[row] = self.after[row] = NO_ROW
-        if parent != NO_ROW:
+        if parent == NO_ROW:
+            self.depth[row], self.reach[row] = 0, bit_of(kind)
+        else:
+            self.depth[row] = self.depth[parent] + 1
+            self.reach[row] = bit_of(kind) | self.reach[parent]
             self._link(row, parent)
         self.rows[key] = row
         self.payload_total_bytes += payload_bytes
@@ -270,20 +277,15 @@ class Index:
                 self._queue(row)  # used since
         return NO_ROW
 
-    def _new_row(self, key: bytes) -> int:
-        if self.free:
-            row = self.free.pop()
-            self.keys[row * KEY_BYTES : (row + 1) * KEY_BYTES] = key
-            return row
-        row = len(self.location)
-        self.keys += key
-        for column in (self.location, self.parent, self.time_us, self.child):
-            column.append(NO_ROW)
-        for column in (self.after, self.before):
-            column.append(NO_ROW)
+    def _grow(self) -> None:
+        first = len(self.location)
+        self.keys += bytes(_NEW_ROWS * KEY_BYTES)
+        links = self.parent, self.child, self.after, self.before
+        for column in (self.location, self.time_us, *links):
+            column.extend([NO_ROW] * _NEW_ROWS)
         for column in (self.depth, self.payload_bytes, self.kind, self.reach, self._queued):
-            column.append(0)
-        return row
+            column.extend([0] * _NEW_ROWS)
+        self.free.extend(range(first + _NEW_ROWS - 1, first - 1, -1))
 
     def _discard(self, row: int) -> tuple[bytes, int]:
         """Free a row whose links to others are already cut."""

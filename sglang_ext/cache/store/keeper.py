@@ -195,14 +195,24 @@ class Keeper:
 
     def give_up(self, plan: Plan) -> None:
         """Nothing of a plan is written."""
-        for segment in self.catalog.commit(plan, [])[1]:
+        for segment in self.catalog.commit(plan, []):
             self.files.close(segment)
 
+    def enter(self, plan: Plan, written: Sequence[Planned]) -> None:
+        """Make pages of a plan resident while others are written; ``commit`` follows."""
+        self.catalog.enter(plan, written)
+        with contextlib.suppress(OSError):  # which ``commit`` meets again
+            self.journal.write()
+
     def commit(self, plan: Plan, written: Sequence[Planned]) -> list[Planned]:
-        """Make pages resident and write that down; pages for which both was done."""
-        done, gone = self.catalog.commit(plan, written)
-        for segment in gone:
+        """Make the last pages of a plan resident, and write down what is.
+
+        Returns:
+            Pages of the plan for which both was done.
+        """
+        for segment in self.catalog.commit(plan, written):
             self.files.close(segment)
+        done = plan.done
         try:
             self._write_journal()
         except OSError as error:

@@ -114,6 +114,7 @@ class StoreStats:
     ``orphan`` (the parent is not resident), ``space`` (nothing could be evicted), ``disk``.
     ``dropped`` counts resident pages that did not match on disk, by what did not match.
     ``errors`` counts failed operations by the name of the errno, and ``STALL``.
+    ``uncopied_pages`` counts pages that went from the caller's memory to the disk without a copy.
     """
 
     pages: int
@@ -128,6 +129,7 @@ class StoreStats:
     read_bytes: int
     written_pages: int
     written_bytes: int
+    uncopied_pages: int
     duplicates: int
     evicted: int
     refused: dict[str, int]

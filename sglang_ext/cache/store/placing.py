@@ -80,15 +80,20 @@ class PlacingCatalog(Catalog):
         with self.lock:
             self._place(plan)
 
-    def commit(self, plan: Plan, written: Sequence[Planned]) -> tuple[list[Planned], list[Segment]]:
-        """Make written pages resident, parents first; slots of all others are free again.
+    def enter(self, plan: Plan, written: Sequence[Planned]) -> None:
+        """Make written pages resident, parents first, while others of the plan are written."""
+        with self.lock:
+            self._enter(plan, written)
+
+    def commit(self, plan: Plan, written: Sequence[Planned]) -> list[Segment]:
+        """Make the last written pages resident; slots of all that are not are free again.
 
         Returns:
-            Pages that are resident now, and segments that are to be closed.
+            Segments that are to be closed. Pages that became resident are in ``plan.done``.
         """
         with self.lock:
-            now_us = self.now_us()
-            done = [page for page in written if self._insert(page, now_us)]
+            self._enter(plan, written)
+            done = plan.done
             self.hours.add(sum(page.offer.slot_bytes for page in done))
             kept = {page.location for page in done}
             for page in plan.accepted:
@@ -101,7 +106,7 @@ class PlacingCatalog(Catalog):
             self.refused["space"] += len(plan.waiting)
             self.refused["disk"] += len(plan.accepted) - len(done)
             segments = {page.segment for page in plan.accepted}
-            return done, [s for s in segments if s.gone and not s.users]
+            return [s for s in segments if s.gone and not s.users]
 
     def take_back(
         self, pages: Sequence[Planned], is_written: Callable[[bytes], bool], why: str
@@ -140,6 +145,10 @@ class PlacingCatalog(Catalog):
             return self.segments.free_slots(slot_bytes) < slots and self.can_grow(slot_bytes)
 
     # What follows is called with the lock held.
+
+    def _enter(self, plan: Plan, written: Sequence[Planned]) -> None:
+        now_us = self.now_us()
+        plan.done += [page for page in written if self._insert(page, now_us)]
 
     def _pin(self, plan: Plan, row: int) -> None:
         self.index.pin(row)

@@ -58,9 +58,11 @@ class Plan:
         accepted: pages that have a slot, parents first.
         waiting: offers, with their depths, that would be written if there were a slot.
         pinned: rows that stay until the batch is committed, with their keys.
+        done: accepted pages that are resident by now, parents first.
     """
 
     resident: list[int] = field(default_factory=list)
     accepted: list[Planned] = field(default_factory=list)
     waiting: list[tuple[Offer, int]] = field(default_factory=list)
     pinned: list[tuple[int, bytes]] = field(default_factory=list)
+    done: list[Planned] = field(default_factory=list)

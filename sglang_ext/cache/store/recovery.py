@@ -25,8 +25,8 @@ from sglang_ext.cache.store.format import (
 )
 from sglang_ext.cache.store.index import NO_ROW, Index
 from sglang_ext.cache.store.journal import JournalReader
-from sglang_ext.cache.store.segment_files import aligned_block
 from sglang_ext.cache.store.segments import Segment, Segments, place
+from sglang_ext.cache.store.staging import aligned_block
 from sglang_ext.errors import StoreError, StoreFolderError
 
 __all__ = ["Recovered", "Replay", "recover"]

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import logging
-import mmap
 import os
 from collections.abc import Iterable
 
@@ -12,8 +11,9 @@ from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import BLOCK_BYTES, SegmentHeader
 from sglang_ext.cache.store.mending import is_ours, mended
 from sglang_ext.cache.store.segments import Segment, Space
+from sglang_ext.cache.store.staging import aligned_block
 
-__all__ = ["FOREIGN", "UNFINISHED", "UNKNOWN", "SegmentFiles", "aligned_block"]
+__all__ = ["FOREIGN", "UNFINISHED", "UNKNOWN", "SegmentFiles"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,6 @@ UNKNOWN = "it is no segment of a page store"
 _LONG_BYTES = 64 << 30
 # What a process that ended while it made a segment leaves: nothing, or zeros.
 UNFINISHED = "it was being made"
-
-
-def aligned_block(size_bytes: int = BLOCK_BYTES) -> memoryview:
-    """Zeroed memory that O_DIRECT accepts; unmapped when the last view of it is gone."""
-    return memoryview(mmap.mmap(-1, size_bytes))
 
 
 class SegmentFiles:

@@ -6,6 +6,7 @@ copied only while the caller is still waiting. It is also what O_DIRECT's alignm
 """
 
 import contextlib
+import ctypes
 import mmap
 import threading
 from bisect import insort
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from sglang_ext.cache.store.format import BLOCK_BYTES
 from sglang_ext.cache.store.options import Buffer
 
-__all__ = ["Block", "Staging", "copy_in", "copy_out", "flat"]
+__all__ = ["Block", "Staging", "address_of", "aligned_block", "copy_in", "copy_out", "flat"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -146,6 +147,19 @@ def flat(buffer: Buffer) -> Bytes:
         if not view.nbytes:
             return np.empty(0, np.uint8)
         raise ValueError("a page's buffer is not contiguous") from error
+
+
+def address_of(piece: Bytes) -> int:
+    """Where a piece begins; it is not empty."""
+    if piece.flags.writeable:
+        # A fifth of the time that numpy's own answer takes.
+        return ctypes.addressof(ctypes.c_char.from_buffer(piece.data))
+    return int(piece.__array_interface__["data"][0])
+
+
+def aligned_block(size_bytes: int = BLOCK_BYTES) -> memoryview:
+    """Zeroed memory that O_DIRECT accepts; unmapped when the last view of it is gone."""
+    return memoryview(mmap.mmap(-1, size_bytes))
 
 
 def copy_out(targets: list[Bytes], source: Bytes) -> None:

@@ -191,7 +191,8 @@ class PageStore:
 
         Blocks until the pages would survive the end of this process, ``options.stall_s`` at most;
         they survive a power loss after the next sync (``options.sync_interval_s``, or ``flush``).
-        One call is served at a time.
+        One call is served at a time. Buffers whose addresses and lengths are multiples of 512 bytes
+        (4,096 on some disks) are written from where they lie, others are copied.
 
         Returns:
             For each page whether it is resident now, written or there before.
@@ -308,6 +309,7 @@ class PageStore:
                 read_bytes=reader.counts["read_bytes"],
                 written_pages=written["pages"],
                 written_bytes=written["bytes"],
+                uncopied_pages=written["uncopied"],
                 duplicates=catalog.duplicates,
                 evicted=catalog.evicted,
                 refused={why: n for why, n in catalog.refused.items() if n},

@@ -1,30 +1,26 @@
-"""Operations of the engine: adjacent slots between disk and callers, verified on the way.
+"""Operations of the engine: runs of adjacent slots, and reading them, verified on the way.
 
-Each operation is one ``preadv`` or ``pwritev`` of a run of slots.
+Each operation is one ``preadv`` of a run of slots, or one ``pwritev`` (`outgoing`).
 """
 
-import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
 
 import xxhash
 
-from sglang_ext.cache.store.disk import Disk, read_fully, write_fully
+from sglang_ext.cache.store.disk import Disk, read_fully
 from sglang_ext.cache.store.engine import Batch
-from sglang_ext.cache.store.format import BLOCK_BYTES, NO_KEY, PageHeader
-from sglang_ext.cache.store.plan import Found, Plan, Planned
+from sglang_ext.cache.store.format import BLOCK_BYTES, PageHeader
+from sglang_ext.cache.store.plan import Found, Planned
 from sglang_ext.cache.store.segments import locate
-from sglang_ext.cache.store.staging import Block, Bytes, Staging, copy_in, copy_out
+from sglang_ext.cache.store.staging import Block, Bytes, Staging, copy_out
 
 __all__ = [
     "DirectRun",
     "ReadRun",
     "Reading",
-    "WriteJob",
-    "WriteRun",
     "mismatch",
     "operation_bytes",
     "runs",
@@ -33,7 +29,6 @@ __all__ = [
 
 # Below this an operation costs more than it moves.
 _LEAST_OPERATION_BYTES = 512 * 1024
-_ZEROS = bytes(BLOCK_BYTES)
 InSlot = TypeVar("InSlot", Found, Planned)
 
 
@@ -213,101 +208,3 @@ class DirectRun(ReadRun):
 
     def ended(self) -> None:  # noqa: D102
         self._batch.done()
-
-
-@dataclass
-class WriteJob:
-    """One call of ``write``: what is written for it, and what happens when all of it is.
-
-    Attributes:
-        namespace: of all pages.
-        plan: pages and their slots.
-        sources: the caller's memory, by number of the offer.
-        batch: what the caller waits for: one operation, the commit.
-        commit: called by the worker that ends last, with the pages that were written.
-        failed: called with each failure.
-        left: operations that have not ended.
-    """
-
-    namespace: bytes
-    plan: Plan
-    sources: list[list[Bytes]]
-    batch: Batch
-    commit: Callable[[Sequence[Planned]], None]
-    failed: Callable[[OSError], None]
-    written_us: int = field(default_factory=lambda: max(0, time.time_ns() // 1000))
-    written: list[Planned] = field(default_factory=list)
-    left: int = 0
-    guard: threading.Lock = field(default_factory=threading.Lock)
-
-    def ended(self, pages: Sequence[Planned]) -> None:
-        """An operation ended, with ``pages`` written."""
-        with self.guard:
-            self.written.extend(pages)
-            self.left -= 1
-            last = self.left == 0
-        if last:
-            # Parents first, as they were accepted.
-            written = {page.location for page in self.written}
-            try:
-                self.commit([p for p in self.plan.accepted if p.location in written])
-            finally:
-                self.batch.done()
-
-
-class WriteRun:
-    """Writes a run of adjacent slots."""
-
-    def __init__(self, disk: Disk, staging: Staging, pages: list[Planned], job: WriteJob) -> None:
-        self._disk = disk
-        self._staging = staging
-        self._pages = pages
-        self._job = job
-
-    def run(self) -> None:
-        """Copy, hash, write. Called by a worker."""
-        written: Sequence[Planned] = ()
-        try:
-            if self._write():
-                written = self._pages
-        except OSError as error:
-            self._job.failed(error)
-        finally:
-            self._job.ended(written)
-
-    def _write(self) -> bool:
-        segment = self._pages[0].segment
-        slot_bytes = segment.slot_bytes
-        block = self._staging.take(len(self._pages) * slot_bytes)
-        if block is None:
-            return False
-        with block:
-            # A page whose caller gave up is not written: its bytes may be others by now.
-            if not self._job.batch.borrow():
-                return False
-            try:
-                for number, page in enumerate(self._pages):
-                    start, end = number * slot_bytes, (number + 1) * slot_bytes
-                    payload = block.array[start + BLOCK_BYTES : end]
-                    copy_in(payload, self._job.sources[page.offer.number])
-                    self._head(block.view[start:end], page)
-            finally:
-                self._job.batch.give_back()
-            offset = segment.offset_of(locate(self._pages[0].location)[1])
-            size = len(self._pages) * slot_bytes
-            write_fully(self._disk, segment.file, block.view[:size], offset)
-        return True
-
-    def _head(self, slot: memoryview, page: Planned) -> None:
-        offer = page.offer
-        header = PageHeader(
-            page.depth,
-            self._job.namespace,
-            offer.key,
-            offer.parent or NO_KEY,
-            offer.payload_bytes,
-            self._job.written_us,
-            xxhash.xxh3_128_digest(slot[BLOCK_BYTES : BLOCK_BYTES + offer.payload_bytes]),
-        ).pack()
-        slot[: len(header)] = header
-        slot[len(header) : BLOCK_BYTES] = _ZEROS[len(header) :]

@@ -9,8 +9,9 @@ from sglang_ext.cache.store.disk import Disk, RealDisk, read_fully
 from sglang_ext.cache.store.folder import StoreFolder
 from sglang_ext.cache.store.format import PageHeader
 from sglang_ext.cache.store.index import Index
-from sglang_ext.cache.store.segment_files import UNFINISHED, aligned_block
+from sglang_ext.cache.store.segment_files import UNFINISHED
 from sglang_ext.cache.store.segments import Segment, Segments, locate
+from sglang_ext.cache.store.staging import aligned_block
 from sglang_ext.cache.store.survey import survey
 from sglang_ext.cache.store.transfer import mismatch
 from sglang_ext.errors import StoreError

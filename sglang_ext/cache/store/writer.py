@@ -10,9 +10,10 @@ from sglang_ext.cache.store.engine import Batch, Engine, EngineClosedError, Oper
 from sglang_ext.cache.store.health import Health
 from sglang_ext.cache.store.keeper import Keeper
 from sglang_ext.cache.store.options import StoreOptions
+from sglang_ext.cache.store.outgoing import Alignment, WriteJob, WriteRun
 from sglang_ext.cache.store.plan import Offer, Plan, Planned
 from sglang_ext.cache.store.staging import Bytes, Staging
-from sglang_ext.cache.store.transfer import WriteJob, WriteRun, operation_bytes, runs
+from sglang_ext.cache.store.transfer import operation_bytes, runs
 
 __all__ = ["Writer"]
 
@@ -44,6 +45,7 @@ class Writer:
         self._staging = staging
         self._options = options
         self._health = health
+        self._alignment = Alignment()
 
     def write(
         self, namespace: bytes, offers: Sequence[Offer], sources: list[list[Bytes]]
@@ -93,18 +95,27 @@ class Writer:
         def commit(written: Sequence[Planned]) -> None:
             committed.extend(self._keeper.commit(plan, written))
 
-        job = WriteJob(namespace, plan, sources, Batch(1), commit, self._health.failed)
         # As many operations as writes may be in flight while reads are about.
         most = operation_bytes(
             plan.accepted, self._options.io_threads // 2, self._options.operation_bytes
         )
         parts = runs(plan.accepted, most)
-        job.left = len(parts)
+        job = WriteJob(
+            namespace,
+            plan,
+            sources,
+            Batch(1),
+            partial(self._keeper.enter, plan),
+            commit,
+            self._health.failed,
+            len(parts),
+        )
         operations: list[Operation] = [
-            WriteRun(self._disk, self._staging, part, job) for part in parts
+            WriteRun(self._disk, self._staging, part, job, self._alignment) for part in parts
         ]
-        self._engine.submit(operations, "write")
+        # First: behind the operations it would begin when the last of them is under way.
         self._prepare(plan.accepted[0].segment.slot_bytes, len(plan.accepted))
+        self._engine.submit(operations, "write")
         if not job.batch.wait(deadline):
             job.batch.abandon()
             self._health.failed(None)
@@ -113,6 +124,7 @@ class Writer:
             self._health.succeeded()
             written = [page.offer for page in committed]
             self.counts["pages"] += len(written)
+            self.counts["uncopied"] += job.uncopied
             self.counts["bytes"] += sum([offer.payload_bytes for offer in written])
             resident.update([offer.number for offer in written])
         return resident
