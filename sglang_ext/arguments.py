@@ -45,6 +45,11 @@ __all__ = [
 # Bookkeeping attribute of SGLang's record of arguments; pickled to child processes with it.
 CONFIG_ATTRIBUTE = "_sglang_ext_config"
 _UNSET = object()
+# SGLang's switch (``sglang/srt/environ.py``, 0.5.23): so many threads make private memory for its
+# host pools, in huge pages; 0, its default: shared memory.
+_HOST_ALLOCATION_THREADS = "SGLANG_HICACHE_HOST_PARALLEL_ALLOC_THREADS"
+# Zeroing is bound by memory, which a few threads use up.
+_MOST_ALLOCATING_THREADS = 8
 
 # Names this start of the server to all of its processes: for pages that no other start may read.
 _SESSION = secrets.token_hex(16)
@@ -154,6 +159,8 @@ def _complete(
     settings = stock_settings(config, ranks=ranks, identity=_identity(parsed))
     check_conflicts(config, settings, stock_given)
     _prepare_folders(config, node=getattr(parsed, "node_rank", 0) or 0)
+    if config.cache.l3_dir:
+        _ask_for_huge_pages()
     if config.cache.steered:
         folder = config.cache.l3_dir
         secret = folder_secret(Path(folder)) if folder else secrets.token_bytes(16)
@@ -184,6 +191,17 @@ def _prepare_folders(config: ExtConfig, node: int) -> None:
         raise ConfigError(f"--ext-l3-dir: {error}") from None
     set_damage_aside(folder / STATE_NAME)
     check_state(folder / STATE_NAME)
+
+
+def _ask_for_huge_pages() -> None:
+    """Have SGLang make its host pools of private memory in huge pages, as its switch for that does.
+
+    A page goes from there to the disk without a copy, and the kernel pins the memory's pages for
+    that: 512 times fewer if they are huge. By default the pools are shared memory, which gets none.
+    Schedulers inherit the environment. Who set the switch himself keeps what he set.
+    """
+    threads = min(_MOST_ALLOCATING_THREADS, len(os.sched_getaffinity(0)))
+    os.environ.setdefault(_HOST_ALLOCATION_THREADS, str(threads))
 
 
 def _given(

@@ -63,6 +63,11 @@ SYMBOLS: tuple[Symbol, ...] = (
         ("indices",),
     ),
     Symbol(
+        "sglang.srt.mem_cache.pool_host.common:HostTensorAllocator.allocate",
+        "memory of host pools, which begins at a page of the machine",
+        ("dims", "dtype", "device"),
+    ),
+    Symbol(
         "sglang.srt.mem_cache.utils:storage_namespace_seed",
         "a tenant's salt is the first link of the chain of page hashes",
         ("extra_key", "cache_salt"),

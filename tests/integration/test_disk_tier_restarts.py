@@ -71,6 +71,7 @@ def test_what_is_hot_in_memory_stays_on_disk(tiny_llama, tmp_path):
             until_written(server, before + CHAIN)
         shown = tier(server)
         assert shown["evicted"] >= 2 * CHAIN
+        assert shown["uncopied_pages"] == shown["written_pages"], "pages were copied"
         assert shown["refreshed"]["hits"] >= len(others)
         flush(server)
         assert served_by(generate(server, hot)) == (0, 0, WHOLE)

@@ -175,6 +175,20 @@ def test_third_tier_gets_its_folder_and_what_tells_pages_apart(parser, model, tm
     assert all(a != b for a, b in itertools.combinations(identities, 2))
 
 
+@pytest.mark.parametrize("given", [None, "0", "3"])
+def test_host_memory_is_in_huge_pages_unless_told(
+    parser, model, tmp_path, unlocked, monkeypatch, given
+):
+    name = "SGLANG_HICACHE_HOST_PARALLEL_ALLOC_THREADS"
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    parser.parse_args(["--model-path", model, "--ext-cache"])
+    assert os.environ.get(name) == given, "without a disk tier nothing changes"
+    l3_settings(parser, model, tmp_path / "kv")
+    assert os.environ[name] == given or (given is None and int(os.environ[name]) > 0)
+
+
 def test_files_that_arguments_name_are_told_by_their_paths(parser, model, tmp_path, unlocked):
     adapters = ["--lora-paths", "plain", "named=/path=with", "org/hub"]
     scales = ["--quantization-param-path", "scales=1.json"]

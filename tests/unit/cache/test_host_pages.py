@@ -6,6 +6,7 @@ pytest.importorskip("sglang")
 
 import torch
 from support.host_pools import PAGE, PAGE_BYTES, CopyOnlyPool, contents, mha_pool, tokens
+from support.store_pages import NAMESPACE, chain, options
 
 from sglang_ext.cache.host_pages import (
     CopiedPages,
@@ -14,6 +15,7 @@ from sglang_ext.cache.host_pages import (
     host_pages,
     memory_at,
 )
+from sglang_ext.cache.store import Page, PageStore
 
 LAYOUTS = ["layer_first", "page_first", "page_first_direct"]
 
@@ -62,6 +64,39 @@ def test_addressable_layouts_are_used_in_place(layout):
     pages, pieces = host_pages(mha_pool(layout))
     assert isinstance(pages, InPlacePages)
     assert sum(pieces) == PAGE_BYTES
+
+
+@pytest.mark.parametrize("layout", ["page_first", "page_first_direct"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_pages_of_sglangs_memory_go_to_the_disk_without_a_copy(layout, threads, tmp_path):
+    from sglang.srt.environ import envs
+    from sglang.srt.mem_cache.pool_host.common import HostTensorAllocator
+
+    pool = mha_pool(layout)
+    pool.head_dim = 128
+    shape = (*pool.kv_buffer.shape[:-1], 128)
+    with envs.SGLANG_HICACHE_HOST_PARALLEL_ALLOC_THREADS.override(threads):
+        pool.kv_buffer = HostTensorAllocator().allocate(shape, torch.float32, "cpu")
+    pool.kv_buffer.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    before = pool.kv_buffer.clone()
+    pages, pieces = host_pages(pool)
+    assert all(piece % 4096 == 0 for piece in pieces)
+    keys = chain("pool", 3)
+    payloads = pages.outgoing(tokens(3, 0, 7), 3)
+    parents = [None, *keys]
+    offered = [Page(key, up, data) for key, up, data in zip(keys, parents, payloads, strict=False)]
+    with PageStore(tmp_path / "store", options()) as store:
+        assert all(store.write(NAMESPACE, offered))
+        assert store.stats().uncopied_pages == 3
+        pool.kv_buffer.zero_()
+        buffers, _ = pages.incoming(tokens(3, 0, 7), 3)
+        assert all(store.read(NAMESPACE, keys, buffers))
+    assert torch.equal(torch.stack(contents(pool, 3, 0, 7)), _contents_of(pool, before, 3, 0, 7))
+
+
+def _contents_of(pool, buffer, *pages):
+    pool.kv_buffer = buffer
+    return torch.stack(contents(pool, *pages))
 
 
 def test_others_are_copied():
