@@ -113,9 +113,10 @@ class Progress:
         self._needed = max(self._needed, len(found))
         if found and remaining - _SPARE_TOKENS <= len(found) <= remaining:
             self._end(found, BUDGET)
-        # A character that is begun may take this much more to end; where text is free, others fit.
-        fits = len(found) + _REST_OF_CHARACTER < remaining
-        self.whole_characters = bool(found) and not fits and not self.structure
+        # A character that is begun may take this much more to end. It is, where the end needs it.
+        fits = not found or len(found) + _REST_OF_CHARACTER < remaining
+        opening = () if fits or self.characters is None else self.characters.opening
+        self.whole_characters = not fits and found[0] not in opening
 
     def _completion(self, matcher: Matcher) -> list[int] | None:
         request, characters = self._request(), self.characters

@@ -111,24 +111,32 @@ class OneByte:
         return byte
 
 
-@pytest.mark.parametrize(
-    ("left", "allowed", "whole"), [(6, 990, False), (5, 990, True), (5, 9, False)]
-)
-def test_near_the_end_no_character_is_begun_that_might_not_end(left, allowed, whole):
-    """What ends this takes two tokens; a character that is begun may take three more."""
+@pytest.mark.parametrize(("left", "opening", "whole"), [
+    (5, (5, 69, 95), False), (4, (5, 69, 95), True), (4, (5, 46, 69, 95), False),
+])  # fmt: skip
+@pytest.mark.parametrize("allowed", [990, 9])
+def test_near_the_end_no_character_is_begun_that_might_not_end(left, opening, whole, allowed):
+    """What ends this takes one token; a character that is begun may take three more.
+
+    Where the end itself begins one, that is left: others may take longer.
+    """
     request = Request(sampling_params=SimpleNamespace(max_new_tokens=left), output_ids=[])
-    progress = Progress(request, encode, vocabulary=1000, characters=OneByte())
-    progress.decide(Digits(), allowed)
-    assert progress.whole_characters is whole
+    characters = OneByte()
+    characters.opening = opening
+    progress = Progress(request, encode, vocabulary=1000, characters=characters)
+    matcher = Digits("0")
+    progress.decide(matcher, allowed)
     assert progress.forced is None
-    grammar = SimpleNamespace(matcher=Digits(), _sglang_ext_progress=progress)
+    assert progress.whole_characters is whole
+    grammar = SimpleNamespace(matcher=matcher, _sglang_ext_progress=progress)
     mask = torch.full((1, 32), -1, dtype=torch.int32)
-    if allowed < 100:
-        mask[0] = torch.tensor([1 << 5, 0, 1 << 5 | -(1 << 31)] + [0] * 29)
     fill_vocab_mask(lambda *_args: None, grammar, mask, 0)
     bits = mask[0].tolist()
-    kept = [bits[token // 32] >> token % 32 & 1 for token in OneByte.opening]
-    assert kept == [0 if whole else 1] * 3
+    assert [bits[token // 32] >> token % 32 & 1 for token in (5, 69, 95)] == [not whole] * 3
+    assert bits[1] == -1
+
+
+def test_what_is_allowed_alone_is_not_forbidden():
     left_over = torch.zeros(1, 4, dtype=torch.int32)
     left_over[0, 0] = 1 << 5
     _forbid(left_over[0], OneByte.opening)
