@@ -35,6 +35,7 @@ SYSTEMS = ("stock", "stock_strict", "ext")
 CHOICES: tuple[Choice, ...] = ("required", "auto")
 CALLED = ("simple_python", "multiple")  # categories whose answer is one call
 _SEED = 11
+_TOKENS_AT_ONCE = 1536  # of KV cache for each request in flight; prompts have up to 900
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _server(what: ToolBench, workdir: Path, kind: str, ours: Sequence[str]) -> S
             port,
             *("--dtype", what.dtype),
             *("--tool-call-parser", what.parser),
-            *("--max-total-tokens", "65536"),
+            *("--max-total-tokens", str(_TOKENS_AT_ONCE * what.at_once)),
             "--sleep-on-idle",
             FLAG,
             *ours,
