@@ -97,16 +97,23 @@ def fill_vocab_mask(original: Callable[..., None], grammar: Any, mask: Any, row:
     begin = time.perf_counter()
     original(grammar, mask, row)
     try:
-        allowed = int.from_bytes(mask[row].numpy().tobytes(), "little").bit_count()
-        progress.decide(grammar.matcher, allowed)
+        progress.decide(grammar.matcher, _allowed(mask[row]))
+        if (
+            progress.whole_characters
+            and progress.characters is not None
+            and _forbid(mask[row], progress.characters.opening)
+        ):
+            progress.narrowed(_allowed(mask[row]))
     except Exception:
         _give_up(grammar)
         return
     if progress.forced is not None:
         _allow(mask[row], progress.forced[:1] or list(grammar.matcher.stop_token_ids))
-    elif progress.whole_characters and progress.characters is not None:
-        _forbid(mask[row], progress.characters.opening)
     progress.mask_ms += 1e3 * (time.perf_counter() - begin)
+
+
+def _allowed(words: Any) -> int:
+    return int.from_bytes(words.numpy().tobytes(), "little").bit_count()
 
 
 def _give_up(grammar: Any) -> None:
@@ -123,8 +130,8 @@ def _allow(words: Any, tokens: list[int]) -> None:
         words[token // 32] |= -(1 << 31) if bit == 31 else 1 << bit
 
 
-def _forbid(words: Any, tokens: Sequence[int]) -> None:
-    """Forbid ``tokens``, unless nothing else is allowed."""
+def _forbid(words: Any, tokens: Sequence[int]) -> bool:
+    """Forbid ``tokens``, unless nothing else is allowed; whether any of them was."""
     import torch
 
     bits = [0] * len(words)
@@ -132,8 +139,10 @@ def _forbid(words: Any, tokens: Sequence[int]) -> None:
         bits[token // 32] |= 1 << token % 32
     signed = [word - (1 << 32) if word >> 31 else word for word in bits]
     kept = words & ~torch.tensor(signed, dtype=words.dtype)
-    if bool(kept.any()):
-        words.copy_(kept)
+    if not bool(kept.any()) or bool((kept == words).all()):
+        return False
+    words.copy_(kept)
+    return True
 
 
 def accept_token(original: Callable[..., None], grammar: Any, token: int) -> None:

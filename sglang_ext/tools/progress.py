@@ -72,6 +72,7 @@ class Progress:
         self._structure_most = vocabulary * _STRUCTURE_SHARE
         self._needed = 0
         self._next_look = 0
+        self._shortest: list[int] = []  # end that was found last
         self.forced: list[int] | None = None  # tokens that are still to be written
         self.ended = ""  # why the call was ended
         self.structure = False  # whether the next token is one of structure
@@ -117,6 +118,15 @@ class Progress:
         fits = not found or len(found) + _REST_OF_CHARACTER < remaining
         opening = () if fits or self.characters is None else self.characters.opening
         self.whole_characters = not fits and found[0] not in opening
+        self._shortest = found
+
+    def narrowed(self, allowed: int) -> None:
+        """``whole_characters`` has left ``allowed`` tokens of more.
+
+        Where those are few, the model has no way left but to end: the budget ends the call.
+        """
+        if self.forced is None and allowed < self._structure_most:
+            self._end(self._shortest, BUDGET)
 
     def _completion(self, matcher: Matcher) -> list[int] | None:
         request, characters = self._request(), self.characters

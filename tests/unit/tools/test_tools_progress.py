@@ -136,10 +136,27 @@ def test_near_the_end_no_character_is_begun_that_might_not_end(left, opening, wh
     assert bits[1] == -1
 
 
+@pytest.mark.parametrize(
+    ("also", "ended"), [((), "forced"), (range(10, 70), "")], ids=["few", "text"]
+)
+def test_an_end_to_which_nothing_else_is_left_is_told_as_forced(also, ended):
+    """In an alphabet of long characters alone the model would have written on."""
+    request = Request(sampling_params=SimpleNamespace(max_new_tokens=4), output_ids=[])
+    progress = Progress(request, encode, vocabulary=1000, characters=OneByte())
+    grammar = SimpleNamespace(matcher=Digits("0"), _sglang_ext_progress=progress)
+    mask = torch.zeros(1, 32, dtype=torch.int32)
+    for token in {5, 46, 95, *also} - {69}:
+        mask[0, token // 32] |= -(1 << 31) if token % 32 == 31 else 1 << token % 32
+    fill_vocab_mask(lambda *_args: None, grammar, mask, 0)
+    assert progress.ended == ended
+    assert bool(mask[0, 46 // 32] >> 46 % 32 & 1), "its end may be written"
+    assert not mask[0, 0] >> 5 & 1
+
+
 def test_what_is_allowed_alone_is_not_forbidden():
     left_over = torch.zeros(1, 4, dtype=torch.int32)
     left_over[0, 0] = 1 << 5
-    _forbid(left_over[0], OneByte.opening)
+    assert not _forbid(left_over[0], OneByte.opening)
     assert left_over.tolist() == [[1 << 5, 0, 0, 0]], "nothing else is allowed"
 
 
