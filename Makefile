@@ -6,11 +6,13 @@ STAMP := $(VENV)/.ready
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sglang-ext
 MODELS := $(CACHE)/models
 BENCH_STAMP := $(VENV)/.bench-ready
-# Each test process has an equal part of the cores, and so have the servers it starts.
-WORKERS ?= 2
-PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-# Half of the time of a unit test is waiting for a disk: one worker more than cores.
+# Half of the time of a unit test is waiting for a disk: one worker more than two cores.
 UNIT_WORKERS ?= 3
+# Tests without servers, side by side by module; each process has an equal part of the cores.
+WORKERS ?= 2
+BESIDE := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+# Servers one by one: each wants the cores, and looks how much memory is free while it starts.
+SERVERS := $(BIN)/pytest -q tests -m server
 REQUIREMENTS := $(filter-out requirements/bench.txt,$(wildcard requirements/*.txt))
 
 export HF_HUB_OFFLINE := 1
@@ -56,12 +58,12 @@ check: setup  ## Lint, types, unit tests, docs
 	$(BIN)/pytest -q -n $(UNIT_WORKERS) tests/unit -x -m "not slow" --dist worksteal
 
 test: models  ## All tests, with real servers
-	$(PYTEST) tests -m "not whole_machine"
-	$(BIN)/pytest tests -q -m whole_machine
+	$(BESIDE) -m "not server"
+	$(SERVERS)
 
 rest: models  ## Of all tests those that `make check` leaves out
-	$(PYTEST) tests -m "(slow or not unit) and not whole_machine"
-	$(BIN)/pytest tests -q -m whole_machine
+	$(BESIDE) -m "(slow or not unit) and not server"
+	$(SERVERS)
 
 chaos: setup  ## Kills and power losses of the page store, 1,000 rounds (SGLANG_EXT_CHAOS_ROUNDS)
 	SGLANG_EXT_CHAOS_ROUNDS=$${SGLANG_EXT_CHAOS_ROUNDS:-1000} $(BIN)/pytest tests/chaos/test_store_crash.py -q -s

@@ -18,25 +18,14 @@ from sglang_ext.models import make_model
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
-# A worker of pytest-xdist, and all that it starts: servers beside each other with a thread a core
+# A worker of pytest-xdist, and all that it starts: processes beside each other with a thread a core
 # would wait for each other at every step. Before torch is imported, which counts the cores.
 if cores := cores_of_worker(os.environ, sorted(os.sched_getaffinity(0))):
     os.sched_setaffinity(0, cores)
 
 
-# The longest first: all wait for what a worker takes last. Beside the server of tool calls, which
-# takes most memory, run no servers that look how much is free.
-FIRST = (
-    "compat/test_patches.py",
-    "integration/test_tool_calls.py",
-    "integration/test_models_load.py",
-    "compat",
-    "chaos/test_store_crash.py",
-    "property",
-    "integration/test_disk_tier_restarts.py",
-    "chaos/test_kill.py",
-    "integration",
-)
+# The longest first: all wait for what a worker takes last.
+FIRST = ("compat/test_patches.py", "compat", "chaos/test_store_crash.py", "property")
 
 
 @pytest.hookimpl(tryfirst=True)

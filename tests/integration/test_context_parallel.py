@@ -13,7 +13,7 @@ from support.stored_pages import wait_for_pages
 
 from sglang_ext.context_parallel.plan import plan
 
-pytestmark = [pytest.mark.server, pytest.mark.whole_machine]
+pytestmark = pytest.mark.server
 
 # Those of one rank against transformers (test_parity.py): additions in another order.
 LOGPROB_BOUND = 1e-4

@@ -9,7 +9,7 @@ import pytest
 from support.oracle import Oracle
 from support.serving import generate, launch, start
 
-pytestmark = [pytest.mark.server, pytest.mark.whole_machine]
+pytestmark = pytest.mark.server
 
 # Of models of two layers, whose logits reach 12: about ten steps of float32 there, two of bfloat16.
 # Measured: 9e-6 and 0.10 (docs/context_parallel.md).

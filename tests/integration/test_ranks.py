@@ -8,7 +8,7 @@ from support.stored_pages import wait_for_pages
 
 from sglang_ext.cache import upkeep
 
-pytestmark = [pytest.mark.server, pytest.mark.whole_machine]
+pytestmark = pytest.mark.server
 
 PROMPT = [random.Random(3).randrange(1000, 40_000) for _ in range(300)]
 
