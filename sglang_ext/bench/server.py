@@ -21,7 +21,6 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from sglang_ext.errors import ServerError
 
@@ -147,7 +146,14 @@ class ServerProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             try:
-                self._process = self._spawn(output)
+                self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=self._env,
+                    start_new_session=True,
+                )
             except OSError as error:
                 raise ServerError(f"cannot run {self._named()}: {error}") from error
         # Not yet waited for, so the id is still the child's, even if it has ended.
@@ -157,16 +163,6 @@ class ServerProcess:
         except BaseException:  # KeyboardInterrupt too: nothing may stay behind
             self.kill()
             raise
-
-    def _spawn(self, output: BinaryIO) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(  # noqa: S603 - our own command, no shell
-            self.command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=self._env,
-            start_new_session=True,
-        )
 
     def kill(self) -> None:
         """SIGKILL the whole tree at once, as a crash would; blocks until it is gone.

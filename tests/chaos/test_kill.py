@@ -55,7 +55,7 @@ def test_killed_in_the_middle_of_writes(tiny_llama, tmp_path, record_property):
 
     chain = set()
     for number in range(ROUNDS):
-        server = start(tiny_llama, tmp_path / f"killed-{number}.log", *flags, awake=True)
+        server = start(tiny_llama, tmp_path / f"killed-{number}.log", *flags)
         try:
             # Both are on disk before the timer starts; the first alone, so its pages are known.
             generate(server, torn)

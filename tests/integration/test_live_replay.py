@@ -46,7 +46,7 @@ def live(tiny_llama, tmp_path_factory):
         *("--ext-cache", "--page-size", str(trace.block_tokens), "--enable-metrics"),
         *("--ext-l1-tokens", str(L1), "--ext-l2-size", str(L2 * TOKEN_BYTES)),
         *("--ext-l3-dir", str(folder / "kv"), "--ext-l3-size", "1GB"),
-        *("--ext-cache-record", str(folder / "requests.log")),
+        *("--ext-cache-record", str(folder / "requests.log"), "--sleep-on-idle"),
     )
     server = start(tiny_llama, folder / "server.log", *flags)
     try:

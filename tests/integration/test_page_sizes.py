@@ -42,7 +42,7 @@ def traffic(seed):
 @pytest.mark.parametrize("page", [1, 64])
 def test_answers_hold_while_all_tiers_forget(page, tiny_llama, tmp_path):
     flags = (
-        *("--ext-cache", "--page-size", str(page)),
+        *("--ext-cache", "--page-size", str(page), "--sleep-on-idle"),
         *("--ext-l1-tokens", str(L1), "--ext-l2-size", str(L2 * TOKEN_BYTES)),
         *("--ext-l3-dir", str(tmp_path / "kv"), "--ext-l3-size", str(L3_BYTES[page])),
     )

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -15,27 +14,16 @@ from typing import Any
 import psutil
 
 from sglang_ext.bench.server import ServerProcess, free_port, sglang_command
-from support.forked import ForkedProcess, ForkedServer
 
 RENAMED_SYMBOL = Path(__file__).parent / "renamed_symbol"
 START_S = 240
 END_S = 10
 
 
-def start(
-    model: Path, log: Path, *flags: str, env: dict[str, str] | None = None, awake: bool = False
-) -> ServerProcess:
-    """A started server; the caller stops it.
-
-    Between requests it leaves its core to what runs beside it, the test itself and other servers,
-    unless it is to stay ``awake``, as SGLang does by default: its loop then takes a whole core.
-    With an environment of its own, or awake, it is a process from the beginning; else its first
-    process is a fork (`forked`).
-    """
-    idle = () if awake else ("--sleep-on-idle",)
-    kind = ServerProcess if awake or env else ForkedServer
-    server = kind(
-        lambda port: sglang_command(model, port, "--dtype", "float32", *idle, *flags),
+def start(model: Path, log: Path, *flags: str, env: dict[str, str] | None = None) -> ServerProcess:
+    """A started server; the caller stops it."""
+    server = ServerProcess(
+        lambda port: sglang_command(model, port, "--dtype", "float32", *flags),
         log=log,
         health_path="/health_generate",
         timeout_s=START_S,
@@ -49,29 +37,10 @@ def launch(*flags: str, env: dict[str, str] | None = None) -> subprocess.Complet
     """Run a server command that is expected to end by itself; returns its code and output.
 
     On a free port unless ``--port`` is among the flags. Fails if anything of it is left running.
-    With an environment of its own it is a process from the beginning; else a fork (`forked`).
     """
     port = () if "--port" in flags else ("--port", str(free_port()))
-    flags = ("--host", "127.0.0.1", *port, *flags)
-    if env is None:
-        return fork_to_its_end(flags, START_S)
-    command = [sys.executable, "-m", "sglang.launch_server", *flags]
-    return run_to_its_end(command, {**os.environ, **env}, START_S)
-
-
-def fork_to_its_end(flags: tuple[str, ...], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run SGLang's launcher in a session of its own, of which nothing may be left at the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
-        process = ForkedProcess([*flags], stdout, stderr)
-        try:
-            code = process.wait(timeout_s)
-            left = wait_for_end(process.pid)
-            assert not left, f"left running: {left}"
-        finally:
-            end_session(process.pid)
-            process.wait()
-        return subprocess.CompletedProcess(flags, code, stdout.read_text(), stderr.read_text())
+    command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1", *port, *flags]
+    return run_to_its_end(command, {**os.environ, **(env or {})}, START_S)
 
 
 def run_to_its_end(
@@ -94,16 +63,11 @@ def run_to_its_end(
         # On a time-out, an interrupt or a finding: the whole group, and what left the group.
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        end_session(process.pid)
+        for member in living(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         process.wait()
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
-
-
-def end_session(session: int) -> None:
-    """SIGKILL whatever of it is alive."""
-    for member in living(session):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
 
 
 def living(session: int) -> list[psutil.Process]:
