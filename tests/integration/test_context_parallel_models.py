@@ -52,6 +52,24 @@ def test_two_layers_on_two_ranks(tiny_llama, dtype, tmp_path):
         server.stop()
 
 
+def test_lengths_up_to_8000(tiny_llama, tmp_path):
+    """In chunks of 2,048, behind a prefix of another prompt or not: the tokens of transformers."""
+    oracle = Oracle(tiny_llama)
+    flags = ("--ext-cp-size", "2", "--max-total-tokens", "20000", "--chunked-prefill-size", "2048")
+    lengths = [8000, *random.Random(6).sample(range(2_000, 8_000), 3)]
+    server = start(tiny_llama, tmp_path / "log", *flags)
+    try:
+        for tokens in lengths:
+            prompt = prompt_of(tokens)
+            answer = generate(server, prompt, NEW_TOKENS, return_logprob=True)
+            assert oracle.error(prompt, answer) <= BOUNDS["float32"]
+        branch = [*prompt_of(lengths[0])[:7001], *prompt_of(900)]
+        answer = generate(server, branch, NEW_TOKENS, return_logprob=True)
+        assert oracle.error(branch, answer) <= BOUNDS["float32"]
+    finally:
+        server.stop()
+
+
 def test_sglangs_own_context_parallelism_is_refused_at_start(tiny_llama):
     flags = ("--tp-size", "2", "--attn-cp-size", "2", "--enable-prefill-cp")
     result = launch("--model-path", str(tiny_llama), *flags, "--cp-strategy", "zigzag")
