@@ -8,6 +8,7 @@ measured where it calls.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -271,6 +272,9 @@ def _row(key: _Key, answers: Sequence[_Judged], times: Times) -> dict[str, Any]:
         "shown_invalid": sum(bool(one.shown.calls) and not one.valid for one in answers),
         "tokens_per_case": round(fmean(one.shown.tokens for one in answers), 2),
         "hit_limit": sum(one.shown.finish == "length" for one in answers),
+        "withheld": Counter(
+            entry.get("reason", "") for one in answers for entry in one.shown.withheld
+        ),
         "mask_us_p50": mask[0],
         "mask_us_p99": mask[1],
         "compile_ms_p50": compiled[0],
