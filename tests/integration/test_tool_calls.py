@@ -513,9 +513,9 @@ def test_multiples_and_large_numbers_are_never_silent(server):
             assert value["big"] == 2**64 - 1
         assert {entry["reason"] for entry in withheld} <= {"invalid", "truncated", "forced"}
     unbounded = json.loads(json.dumps(schema))
-    unbounded["properties"]["id"]["maximum"] = float("inf")  # 1e400, as Python reads and writes it
+    unbounded["properties"]["id"]["maximum"] = float("inf")  # which JSON has no word for
     status, answer = request(server, tools=[tool_with(unbounded)])
-    assert (status, "sglang-ext" in answer["message"]) == (400, True)
+    assert status == 400, answer
 
 
 def test_metrics_count_calls_by_what_became_of_them(server):
@@ -556,41 +556,3 @@ def test_an_example_gets_its_call(server, example):
     assert done.returncode == 0, done.stderr
     assert "get_weather(" in done.stdout
     assert "Paris" in done.stdout
-
-
-@pytest.fixture(scope="module")
-def reasoner(smollm2, tmp_path_factory):
-    """SmolLM2 as a model that reasons: after twelve tokens SGLang has it end that."""
-    log = tmp_path_factory.mktemp("reasoner") / "server.log"
-    flags = ("--tool-call-parser", "hermes", "--ext-tools", "enforce", "--max-total-tokens", "8000")
-    reasoning = ("--reasoning-parser", "deepseek-r1")
-    env = {"SGLANG_MAX_THINK_TOKENS": "12"}
-    server = serving.start(smollm2, log, *flags, *reasoning, env=env)
-    yield server
-    server.stop()
-
-
-@pytest.mark.parametrize("choice", ["required", NAMED, "auto"], ids=str)
-def test_reasoning_is_left_alone_and_the_call_after_it_is_held(reasoner, choice):
-    body = {"tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 120}
-    status, answer = request(reasoner, **body)
-    assert status == 200, answer
-    message = answer["choices"][0]["message"]
-    assert message["reasoning_content"].strip()
-    assert "<tool_call>" not in message["reasoning_content"]
-    finish, content, calls, withheld = ask(reasoner, **body)
-    assert all(valid(*call) for call in calls)
-    if choice != "auto":
-        assert (finish, content, len(calls), withheld) == ("tool_calls", "", 1, [])
-    assert ask_streaming(reasoner, **body) == (finish, content, calls, withheld)
-    reasoned = "".join(
-        choice["delta"].get("reasoning_content") or ""
-        for chunk in chunks_of(request(reasoner, **body, stream=True)[1])
-        for choice in chunk["choices"]
-    )
-    assert reasoned == message["reasoning_content"]
-    # Cut off while it reasons or while it calls, nothing invalid is shown.
-    for most in (4, 20, 40):
-        finish, _, calls, _ = ask(reasoner, **{**body, "max_tokens": most})
-        assert all(valid(*call) for call in calls)
-        assert finish == "length" or calls or choice == "auto"
