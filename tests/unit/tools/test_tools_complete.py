@@ -5,7 +5,6 @@ import random
 
 import pytest
 import xgrammar
-from transformers import AutoTokenizer
 
 from sglang_ext.tools.calls import Reader
 from sglang_ext.tools.characters import Characters
@@ -43,16 +42,6 @@ ARGUMENTS = [
     {"x": [1, {"y": "z"}], "w": None},
     {"ответ": "нет", "town": "🌍"},
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokenizer(smollm2):
-    return AutoTokenizer.from_pretrained(smollm2)
-
-
-@pytest.fixture(scope="module")
-def compiler(tokenizer):
-    return xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(tokenizer))
 
 
 def encoder(tokenizer):

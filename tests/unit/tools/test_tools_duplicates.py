@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import xgrammar
-from transformers import AutoTokenizer
 
 from sglang_ext.tools import parts
 from sglang_ext.tools.calls import Reader
@@ -18,22 +17,6 @@ TOOLS = [ToolSpec("look"), ToolSpec("go")]
 A, B = ("look", {"at": "a }} b", "deep": [{"x": {}}]}), ("go", {})
 OTHERS = [("look", {"at": "a }} b"}), ("look", {"at": 1}), ("look", {"at": True}), ("go", {"x": 1})]
 NAMED = [*FORMS.items(), ("pythonic", ARRAY), ("mistral", VARIANTS["mistral"][0])]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(smollm2):
-    return AutoTokenizer.from_pretrained(smollm2)
-
-
-@pytest.fixture(scope="module")
-def compiler(tokenizer):
-    return xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(tokenizer))
-
-
-@pytest.fixture
-def switched():
-    yield parts.use
-    parts.use(parts.Parts())
 
 
 class Request(SimpleNamespace):

@@ -66,12 +66,6 @@ def encode(text):
     return [ord(char) for char in text]
 
 
-@pytest.fixture
-def switched():
-    yield parts.use
-    parts.use(parts.Parts())
-
-
 def run(most):
     """Write digits until the grammar or the budget ends it; the request and what became of it."""
     request = Request(sampling_params=SimpleNamespace(max_new_tokens=most), output_ids=[])

@@ -35,12 +35,6 @@ def batch(*structure, greedy=False):
     )
 
 
-@pytest.fixture
-def switched():
-    yield parts.use
-    parts.use(parts.Parts())
-
-
 LOGITS = [[0.5, 2.0, 1.0, float("-inf")]] * 3
 
 
